@@ -1,0 +1,163 @@
+"""The only owner of paths, and of writing: every file appears whole or not at all.
+
+`artifacts/<model>/base`                   weights, config, tokenizer
+`artifacts/<model>/<condition>/prune`      packed masks, achieved sparsity
+`artifacts/<model>/<condition>/cache`      activation shards
+`artifacts/<model>/<condition>/sae/<seed>` SAEs in SAELens's format
+`artifacts/metrics/<model>/<condition>`    metrics.json, features.parquet
+`artifacts/training/<model>.csv`           losses of the base model
+`results/`, `paper_figures/`               tidy tables; figures and printed tables
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from feature_survival.config import InputError, Seed
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Cell(NamedTuple):
+    """One (model, condition) and where its artifacts lie under the repository's top."""
+
+    root: Path
+    model: str
+    condition: str
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.condition}"
+
+    @property
+    def base(self) -> Path:
+        """Folder of the model's dense weights and tokenizer."""
+        return base_folder(self.root, self.model)
+
+    @property
+    def prune(self) -> Path:
+        """Folder of the masks."""
+        return self.root / "artifacts" / self.model / self.condition / "prune"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the activation shards."""
+        return self.root / "artifacts" / self.model / self.condition / "cache"
+
+    @property
+    def sae(self) -> Path:
+        """Folder of the SAEs of all seeds."""
+        return self.root / "artifacts" / self.model / self.condition / "sae"
+
+    @property
+    def metrics(self) -> Path:
+        """Folder of the cell's numbers."""
+        return self.root / "artifacts" / "metrics" / self.model / self.condition
+
+    def sae_of(self, seed: Seed) -> Path:
+        """Folder of one SAE."""
+        return self.sae / seed.name
+
+    @property
+    def dense(self) -> Cell:
+        """The same model's dense cell."""
+        return Cell(self.root, self.model, "dense")
+
+
+def base_folder(root: Path, model: str) -> Path:
+    """Folder of a model's dense weights and tokenizer."""
+    return root / "artifacts" / model / "base"
+
+
+def training_log(root: Path, model: str) -> Path:
+    """A model's training log."""
+    return root / "artifacts" / "training" / f"{model}.csv"
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `path` when the block ends without an error.
+
+    A kill inside the block leaves the old folder as it was; leftovers of earlier kills are removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
+    partial.mkdir()
+    try:
+        yield partial
+        for file in sorted(partial.rglob("*")):
+            if file.is_file():
+                _fsync(file)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():  # a folder cannot be renamed over a full one: aside first, then gone
+        aside = path.parent / f".{path.name}.partial-old-{os.getpid()}"
+        path.rename(aside)
+        partial.rename(path)
+        shutil.rmtree(aside)
+    else:
+        partial.rename(path)
+    _fsync(path.parent)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary sibling with the same suffix that replaces `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        yield partial
+        _fsync(partial)
+        partial.replace(path)
+        _fsync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Strict JSON (no NaN), sorted keys, two-space indent."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON artifact; InputError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); delete it and run dvc repro again") from None
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file; InputError where it is missing, truncated or foreign."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); delete it and run dvc repro again") from None
+
+
+def _missing(path: Path) -> InputError:
+    return InputError(f"{path}: no such file; run the stage that writes it, or dvc pull")

@@ -1,0 +1,166 @@
+"""The command line: one subcommand a stage. Heavy imports wait until their stage runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feature_survival.config import InputError, Params, load
+
+app = typer.Typer(
+    help=(
+        "What pruning does to the features inside a language model.\n\n"
+        "Stages run in this order, each on the artifacts of those before: data, base, prune, cache, sae, metrics, "
+        "summarize, figure, tables. DVC runs them for you (dvc repro); run one by hand to look closer. "
+        "The grid, the catalogue of models and conditions, and every setting are in params.yaml."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelName = Annotated[str, typer.Argument(help="a model of the catalogue in params.yaml, e.g. mini-llama3")]
+ConditionName = Annotated[str, typer.Argument(help="a condition in params.yaml, e.g. wanda-50")]
+ROOT = Path()  # stages are started at the repository's top, as DVC does
+
+
+def _params() -> Params:
+    return load(ROOT / "params.yaml")
+
+
+def _deterministic() -> None:
+    """Same inputs, same bytes: set before any computing."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+    from transformers.utils import logging
+
+    torch.use_deterministic_algorithms(True)
+    logging.disable_progress_bar()
+
+
+@app.command()
+def check() -> None:
+    """Check params.yaml and name what the grid holds; changes nothing."""
+    params = _params()
+    cells = len(params.study.models) * len(params.study.conditions)
+    typer.echo(
+        f"params.yaml: {len(params.study.models)} models x {len(params.study.conditions)} conditions = {cells} cells"
+    )
+
+
+@app.command()
+def data(
+    force: Annotated[bool, typer.Option(help="rebuild even where data/ is what params.yaml asks for")] = False,
+) -> None:
+    """Extract the corpus from the pinned packages' docstrings into data/ (about 15 s)."""
+    from feature_survival.artifacts import read_json
+    from feature_survival.corpus import SOURCE, build_corpus, corpus_source
+
+    corpus, lock, out = _params().corpus, ROOT / "requirements.lock", ROOT / "data"
+    if not force and (out / SOURCE).exists() and read_json(out / SOURCE) == corpus_source(corpus, lock):
+        typer.echo("data/: up to date with requirements.lock and params.yaml")
+        return
+    for split, (documents, characters) in build_corpus(corpus, lock, out).items():
+        typer.echo(f"{split:12} {documents:5} documents {characters / 1e6:6.2f} MB")
+
+
+@app.command()
+def base(model: ModelName) -> None:
+    """Train a model's tokenizer and dense weights."""
+    params = _params()
+    params.model(model)
+    _deterministic()
+    from feature_survival.stages.base import run
+
+    run(params, ROOT, model)
+
+
+def _cell_stage(stage: str, model: str, condition: str) -> None:
+    """Check the names, then run one of the stages that work on a cell."""
+    from importlib import import_module
+
+    from feature_survival.artifacts import Cell
+
+    params = _params()
+    params.model(model)
+    params.pruning(condition)
+    _deterministic()
+    import_module(f"feature_survival.stages.{stage}").run(params, Cell(ROOT, model, condition))
+
+
+@app.command()
+def prune(model: ModelName, condition: ConditionName) -> None:
+    """Find a cell's masks: which weights its condition removes."""
+    _cell_stage("prune", model, condition)
+
+
+@app.command()
+def cache(model: ModelName, condition: ConditionName) -> None:
+    """Cache a cell's activations at the model's site."""
+    _cell_stage("cache", model, condition)
+
+
+@app.command()
+def sae(model: ModelName, condition: ConditionName) -> None:
+    """Train a cell's SAEs, one for each pair of seeds."""
+    _cell_stage("sae", model, condition)
+
+
+@app.command()
+def metrics(model: ModelName, condition: ConditionName) -> None:
+    """Measure a cell: perplexity, its SAEs' quality, the survival of the dense features."""
+    _cell_stage("metrics", model, condition)
+
+
+@app.command()
+def summarize() -> None:
+    """Gather all cells' metrics into the tables of results/."""
+    from feature_survival.summarize import run
+
+    run(_params(), ROOT)
+
+
+@app.command()
+def figure(name: Annotated[str, typer.Argument(help="a figure, e.g. survival")]) -> None:
+    """Draw one figure from results/ into paper_figures/ (PDF and PNG)."""
+    from feature_survival.figures import draw
+
+    for path in draw(name, ROOT / "results", ROOT / "paper_figures"):
+        typer.echo(path)
+
+
+@app.command()
+def tables() -> None:
+    """Write the printed tables from results/ into paper_figures/ (Markdown and LaTeX)."""
+    from feature_survival.tables import write
+
+    write(ROOT / "results", ROOT / "paper_figures")
+
+
+@app.command()
+def quick(
+    into: Annotated[Path, typer.Argument(help="folder of the scratch clone; made anew")] = Path(".quick"),
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="further overrides, key.path=value (value as in YAML)")
+    ] = None,
+) -> None:
+    """A first look: the whole pipeline on a nano model, in a scratch clone (section `quick` of params.yaml)."""
+    from feature_survival.quick import run
+
+    run(ROOT, into, override or [])
+
+
+def main() -> None:
+    """Entry point: input errors end in one line and exit code 2."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # also quietens the bars of libraries
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,35 @@
+"""Figures read `results/` and lay out what they find; one file a figure, one line here.
+
+A figure is a function from the results folder to a matplotlib Figure.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from feature_survival.artifacts import atomic_file
+from feature_survival.config import unknown
+
+FIGURES = {
+    "survival": "feature_survival.figures.survival",
+}
+
+
+def draw(name: str, results: Path, folder: Path) -> list[Path]:
+    """Draw one figure as PDF and PNG; InputError lists the known names. Returns the files written."""
+    if name not in FIGURES:
+        raise unknown("figure", name, list(FIGURES))
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from feature_survival.figures.style import STYLE
+
+    with matplotlib.rc_context(STYLE):
+        figure = import_module(FIGURES[name]).figure(results)
+        written = []
+        for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
+            with atomic_file(folder / f"{name}{suffix}") as path:
+                figure.savefig(path, metadata=metadata)  # no dates: the same results give the same bytes
+            written.append(folder / f"{name}{suffix}")
+    return written

@@ -1,0 +1,50 @@
+"""One look for all figures: paper column widths, colour-blind-safe, telling apart in grey."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from feature_survival.config import InputError
+
+FULL_WIDTH = 7.0  # inches, two columns
+
+STYLE: Any = {  # matplotlib's own type lists every key
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+    "figure.dpi": 150,
+    "savefig.dpi": 200,
+    "savefig.bbox": "tight",
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "feature-survival",
+}
+
+# Okabe-Ito colours of clearly different lightness; marker and dash repeat what colour says.
+METHODS: dict[str, dict[str, Any]] = {
+    "magnitude": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
+    "wanda": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+}
+
+
+def read(results: Path, table: str, columns: list[str]) -> pd.DataFrame:
+    """A results table; InputError where it, or one of the columns needed, is missing."""
+    path = results / f"{table}.csv"
+    if not path.exists():
+        raise InputError(f"{path}: no such file; run: dvc repro summarize")
+    frame = pd.read_csv(path)
+    for column in columns:
+        if column not in frame:
+            raise InputError(f"{path}: column {column!r} is missing; found: {', '.join(frame.columns)}")
+    return frame

@@ -1,0 +1,207 @@
+"""Models are transformers' own classes; one adapter a family says where its blocks and sites are.
+
+Adding a family is one line in `ADAPTERS` and nothing anywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from feature_survival.artifacts import read_json
+from feature_survival.config import InputError, Model, Site
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Adapter(NamedTuple):
+    """Dotted module paths of one family. `blocks` starts at the model, the others at a block."""
+
+    blocks: str
+    attn_out: str  # the module whose output is added to the residual stream after attention
+    mlp_out: str  # likewise after the MLP
+    attn_projection: str  # output projection of attention; its input is attn_z
+
+
+_LLAMA = Adapter("model.layers", "self_attn", "mlp", "self_attn.o_proj")
+_GEMMA = Adapter("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
+
+ADAPTERS: dict[str, Adapter] = {
+    "LlamaForCausalLM": _LLAMA,
+    "Gemma2ForCausalLM": _GEMMA,
+    "Gemma3ForCausalLM": _GEMMA,
+    "GPT2LMHeadModel": Adapter("transformer.h", "attn", "mlp", "attn.c_proj"),
+}
+
+
+class ForwardStopped(Exception):
+    """Raised by a hook to end a forward pass early; `run` takes it as a normal end."""
+
+
+def compute_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def adapter_for(architecture: str) -> Adapter:
+    """The adapter of a transformers class; InputError names the class and the file to extend."""
+    if architecture not in ADAPTERS:
+        raise InputError(
+            f"architecture {architecture!r} has no adapter; add a line to ADAPTERS in "
+            f"src/feature_survival/models.py; known: {', '.join(ADAPTERS)}"
+        )
+    return ADAPTERS[architecture]
+
+
+def build(model: Model) -> PreTrainedModel:
+    """A randomly initialised model of a catalogue entry, float32 (seed torch first)."""
+    import transformers
+
+    adapter_for(model.architecture)
+    architecture = getattr(transformers, model.architecture)
+    # Token 0 is <bos>; the tokenizer has no other special token.
+    config = architecture.config_class(
+        vocab_size=model.vocabulary, bos_token_id=0, eos_token_id=None, pad_token_id=None, **model.config
+    )
+    return architecture(config)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """A saved checkpoint as a float32 model in evaluation mode on the compute device.
+
+    InputError where files are missing, truncated, foreign, or the architecture has no adapter.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    architecture = (read_json(folder / "config.json").get("architectures") or ["(none named)"])[0]
+    adapter_for(architecture)
+    try:
+        model, info = getattr(transformers, architecture).from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{folder}: not a loadable checkpoint ({str(error).splitlines()[0]})") from None
+    absent = sorted(info["missing_keys"])
+    if absent:
+        raise InputError(f"{folder}: checkpoint lacks {len(absent)} tensors of {architecture}, first {absent[0]!r}")
+    return model.eval().requires_grad_(False).to(compute_device())
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder blocks, in order."""
+    found = model.get_submodule(adapter_for(type(model).__name__).blocks)
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def prunable(block: nn.Module) -> dict[str, Tensor]:
+    """Weights of every linear map inside a decoder block as [out, in] views, by module path.
+
+    GPT-2's `Conv1D` stores its weight transposed; the view turns it round, so writing to it writes the model.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    found = {}
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear):
+            found[name] = module.weight.data
+        elif isinstance(module, Conv1D):
+            found[name] = module.weight.data.T
+    return found
+
+
+def prunable_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """`prunable` over all blocks, named `<block number>.<module path>`; never embeddings, head, norms, biases."""
+    return {
+        f"{number}.{name}": weight
+        for number, block in enumerate(blocks(model))
+        for name, weight in prunable(block).items()
+    }
+
+
+def apply_masks(model: PreTrainedModel, masks: dict[str, Tensor]) -> None:
+    """Zero the weights whose mask bit is False, in place.
+
+    masks: bool [out, in] by names of `prunable_weights`; weights without a mask stay. ValueError on another shape.
+    """
+    weights = prunable_weights(model)
+    for name, mask in masks.items():
+        if mask.shape != weights[name].shape:
+            raise ValueError(f"mask {name!r} is {list(mask.shape)}, the weight {list(weights[name].shape)}")
+        weights[name].mul_(mask.to(weights[name].device))
+
+
+def _submodule(block: nn.Module, path: str) -> nn.Module:
+    return reduce(getattr, path.split("."), block)
+
+
+@contextmanager
+def at_site(model: PreTrainedModel, site: Site, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Within the block, every forward pass calls `visit` with the site's activations [batch, position, width].
+
+    What `visit` returns, unless None, replaces them. InputError for a block the model does not have.
+    """
+    stack = blocks(model)
+    if site.block >= len(stack):
+        raise InputError(f"site {site} is beyond the last block; allowed: {site.point}.0 to .{len(stack) - 1}")
+    adapter = adapter_for(type(model).__name__)
+    block = stack[site.block]
+    if site.point == "attn_z":
+
+        def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            changed = visit(args[0])
+            return None if changed is None else (changed, *args[1:])
+
+        handle = _submodule(block, adapter.attn_projection).register_forward_pre_hook(before)
+    else:
+        target = block if site.point == "resid_post" else _submodule(block, getattr(adapter, site.point))
+
+        def after(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...] | None:
+            if isinstance(output, tuple):  # attention returns (output, weights)
+                changed = visit(output[0])
+                return None if changed is None else (changed, *output[1:])
+            return visit(output)
+
+        handle = target.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def run(model: PreTrainedModel, tokens: Tensor) -> None:
+    """A forward pass for its hooks' sake; it ends where a hook raises ForwardStopped."""
+    try:
+        model(tokens.to(model.device), use_cache=False)
+    except ForwardStopped:
+        pass
+
+
+def read_site(model: PreTrainedModel, site: Site, tokens: Tensor) -> Tensor:
+    """Activations at a site, [batch, position, width]; the forward pass ends there (no later block, no logits)."""
+    read: list[Tensor] = []
+
+    def visit(activations: Tensor) -> None:
+        read.append(activations)
+        raise ForwardStopped
+
+    with at_site(model, site, visit):
+        run(model, tokens)
+    return read[0]
+
+
+def cross_entropy(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Next-token cross-entropy in nats, float32 [batch, position - 1]."""
+    tokens = tokens.to(model.device)
+    logits = model(tokens, use_cache=False).logits[:, :-1].float()
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(tokens), -1)

@@ -1,0 +1,70 @@
+"""A first look: the same DVC stages on a small grid, in a scratch clone that leaves this checkout alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from feature_survival.config import InputError, load
+
+
+def run(root: Path, scratch: Path, overrides: list[str]) -> None:
+    """Clone the checkout as it is (uncommitted changes too), override its params, `dvc repro`, show the table."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    _clone(root, scratch)
+    path = scratch / "params.yaml"
+    content = yaml.load(path)
+    changes = dict(load(root / "params.yaml").quick)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise InputError(f"--set {override!r}: key.path=value is needed")
+        changes[key] = YAML(typ="safe").load(value)
+    for key, value in changes.items():
+        _set(content, key, value)
+    yaml.dump(content, path)
+    load(path)
+    # The environment's programs first: dvc and feature-survival of this interpreter, not others on the PATH.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in (["feature-survival", "data"], ["dvc", "repro"]):
+        code = subprocess.run(command, cwd=scratch, env=environment).returncode
+        if code:
+            raise InputError(f"{scratch}: {' '.join(command)} ended with exit code {code}; its message is above")
+    print((scratch / "paper_figures" / "cells.md").read_text(), end="")
+    print(f"figure: {scratch / 'paper_figures' / 'survival.png'}")
+
+
+def _clone(root: Path, scratch: Path) -> None:
+    """A fresh repository with the checkout's files (tracked, and new ones git does not ignore)."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        raise InputError(f"{root.resolve()}: not a git checkout; make quick copies the files git knows")
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (root / name).is_file():
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, scratch / name)
+    (scratch / "dvc.lock").unlink(missing_ok=True)  # the small grid's own states, not the study's
+    subprocess.run(["git", "init", "--quiet"], cwd=scratch, check=True)
+
+
+def _set(content: Any, key: str, value: Any) -> None:
+    """Set `a.b.c` in nested mappings; InputError where a part of the way does not exist."""
+    *way, last = key.split(".")
+    for part in way:
+        if part not in content:
+            raise InputError(f"override {key!r}: params.yaml has no {part!r}; known here: {', '.join(content)}")
+        content = content[part]
+    content[last] = value

@@ -1,0 +1,1 @@
+"""One file a stage: the only place where params, artifacts and computation meet."""

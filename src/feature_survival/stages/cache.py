@@ -1,0 +1,25 @@
+"""Stage `cache`: the activations of a cell, the same tokens in the same order for every cell of a model."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer
+
+from feature_survival.activations import Shards, measure_normalization, write_normalization, write_shards
+from feature_survival.artifacts import Cell, atomic_directory
+from feature_survival.compression.condition import load_compressed
+from feature_survival.config import Params
+from feature_survival.corpus import windows
+
+
+def run(params: Params, cell: Cell) -> None:
+    """Cache the sae and evaluation splits; the dense cell adds the normalisation that all its conditions use."""
+    settings = params.activations
+    tokenizer = Tokenizer.from_file(str(cell.base / "tokenizer.json"))
+    model = load_compressed(cell)
+    site = params.model(cell.model).where
+    with atomic_directory(cell.cache) as folder:
+        for split, count in (("sae", settings.sae_windows), ("evaluation", settings.evaluation_windows)):
+            tokens = windows(cell.root / "data", split, tokenizer, params.window, count)
+            write_shards(model, site, tokens, settings.batch_windows, settings.shard_windows, folder, split)
+        if cell == cell.dense:
+            write_normalization(measure_normalization(Shards(folder, "sae")), folder)

@@ -1,0 +1,57 @@
+"""Printed tables, in Markdown and LaTeX, from `results/` alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from feature_survival.artifacts import atomic_file
+from feature_survival.figures.style import read
+from feature_survival.metrics.survival import OTHER_INIT, OTHER_ORDER, SAME_SEEDS
+
+TAU = 0.7
+
+
+def cells(results: Path) -> pd.DataFrame:
+    """One row a cell: achieved sparsity, perplexity, survival for three pairings at tau = .7, FVU, L0."""
+    table = read(results, "cells", ["model", "condition", "achieved_sparsity", "perplexity", "fvu", "l0", "share_dead"])
+    survival = read(results, "survival", ["model", "condition", "pairing", "tau", "survival", "low", "high"])
+    out = pd.DataFrame(
+        {
+            "model": table["model"],
+            "condition": table["condition"],
+            "sparsity": (100 * table["achieved_sparsity"]).map("{:.1f}%".format),
+            "perplexity": table["perplexity"].map("{:.2f}".format),
+        }
+    )
+    for heading, pairing in (("same seeds", SAME_SEEDS), ("other order", OTHER_ORDER), ("other init", OTHER_INIT)):
+        rows = survival[(survival["pairing"] == pairing) & (survival["tau"] == TAU)]
+        text = {
+            (row.model, row.condition): f"{row.survival:.3f} [{row.low:.3f}, {row.high:.3f}]"
+            for row in rows.itertuples()
+        }
+        keys = zip(table["model"], table["condition"], strict=True)
+        out[heading] = [text.get(key, "-") for key in keys]
+    out["FVU"] = table["fvu"].map("{:.3f}".format)
+    out["L0"] = table["l0"].map("{:.1f}".format)
+    out["dead"] = (100 * table["share_dead"]).map("{:.1f}%".format)
+    return out
+
+
+TABLES = {"cells": cells}
+
+
+def write(results: Path, folder: Path) -> None:
+    """Write every table as `<name>.md` and `<name>.tex`."""
+    for name, make in TABLES.items():
+        table = make(results)
+        with atomic_file(folder / f"{name}.md") as path:
+            path.write_text(table.to_markdown(index=False, disable_numparse=True) + "\n", encoding="utf-8")
+        with atomic_file(folder / f"{name}.tex") as path:
+            latex = table.map(_latex).rename(columns=_latex).to_latex(index=False, escape=False)
+            path.write_text(latex, encoding="utf-8")
+
+
+def _latex(text: str) -> str:
+    return text.replace("%", r"\%").replace("_", r"\_")
