@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+MAIN_TAU = 0.7  # the cosine at which a feature counts as found again; others are shown beside it
+
 
 class InputError(Exception):
     """Something the user gave is wrong. The message is one line; the command line exits with code 2."""
@@ -205,6 +207,12 @@ class Metrics(Section):
     splice_windows: PositiveInt
     bootstrap_samples: PositiveInt
     seed: NonNegativeInt  # of the bootstrap and of random dictionaries
+
+    @model_validator(mode="after")
+    def _main_tau(self) -> Metrics:
+        if MAIN_TAU not in self.taus:
+            raise ValueError(f"taus: {MAIN_TAU} must be among them, found {self.taus}")
+        return self
 
 
 class Params(Section):

@@ -7,10 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from feature_survival.artifacts import atomic_file
+from feature_survival.config import MAIN_TAU
 from feature_survival.figures.style import read
 from feature_survival.metrics.survival import OTHER_INIT, OTHER_ORDER, SAME_SEEDS
-
-TAU = 0.7
 
 
 def cells(results: Path) -> pd.DataFrame:
@@ -26,7 +25,7 @@ def cells(results: Path) -> pd.DataFrame:
         }
     )
     for heading, pairing in (("same seeds", SAME_SEEDS), ("other order", OTHER_ORDER), ("other init", OTHER_INIT)):
-        rows = survival[(survival["pairing"] == pairing) & (survival["tau"] == TAU)]
+        rows = survival[(survival["pairing"] == pairing) & (survival["tau"] == MAIN_TAU)]
         text = {
             (row.model, row.condition): f"{row.survival:.3f} [{row.low:.3f}, {row.high:.3f}]"
             for row in rows.itertuples()

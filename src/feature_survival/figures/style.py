@@ -9,7 +9,8 @@ import pandas as pd
 
 from feature_survival.config import InputError
 
-FULL_WIDTH = 7.0  # inches, two columns
+COLUMN_WIDTH = 3.5  # inches
+FULL_WIDTH = 7.0  # two columns
 
 STYLE: Any = {  # matplotlib's own type lists every key
     "font.size": 8,
@@ -36,6 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
     "wanda": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
 }
+FLOOR: dict[str, Any] = {"color": "0.35", "linewidth": 0.9}
 
 
 def read(results: Path, table: str, columns: list[str]) -> pd.DataFrame:

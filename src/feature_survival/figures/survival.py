@@ -10,23 +10,28 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from feature_survival.figures.style import FULL_WIDTH, METHODS, read
-from feature_survival.metrics.survival import OTHER_ORDER, PAIRINGS, RANDOM, SAME_SEEDS
+from feature_survival.config import MAIN_TAU
+from feature_survival.figures.style import COLUMN_WIDTH, FLOOR, FULL_WIDTH, METHODS, read
+from feature_survival.metrics.survival import PAIRINGS, RANDOM, SAME_SEEDS
 
-TAU = 0.7
 COLUMNS = ["model", "method", "achieved_sparsity", "pairing", "tau", "survival", "low", "high", "n_features", "n_pairs"]
 
 
 def figure(results: Path) -> Figure:
     """The figure, from `survival.csv`."""
     table = read(results, "survival", COLUMNS)
+    table["achieved_sparsity"] *= 100
     models = list(table["model"].unique())
-    drawn = [pairing for pairing in PAIRINGS if (table["pairing"] == pairing).any()]
-    size = (FULL_WIDTH if len(models) > 1 else FULL_WIDTH / 2, 1.75 * len(drawn) + 0.6)
     canvas, axes = plt.subplots(
-        len(drawn), len(models), figsize=size, sharex=True, sharey="row", squeeze=False, layout="constrained"
+        len(PAIRINGS),
+        len(models),
+        figsize=(FULL_WIDTH if len(models) > 1 else COLUMN_WIDTH, 6.2),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
-    for row, pairing in enumerate(drawn):
+    for row, pairing in enumerate(PAIRINGS):
         for column, model in enumerate(models):
             _panel(axes[row, column], table[table["model"] == model], pairing)
         axes[row, 0].set_ylabel(f"survival\n({pairing})")
@@ -37,51 +42,43 @@ def figure(results: Path) -> Figure:
     for axis in axes.flat:
         handles, labels = axis.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    canvas.legend(list(entries.values()), list(entries), ncols=3, frameon=False, loc="outside lower center")
+    order = sorted(entries, key=lambda label: (label.startswith(("ceiling", "floor")), label.startswith("thin"), label))
+    columns = 2 if len(models) > 1 else 1
+    canvas.legend([entries[label] for label in order], order, ncols=columns, frameon=False, loc="outside lower center")
     return canvas
 
 
 def _panel(axis: Axes, table: pd.DataFrame, pairing: str) -> None:
-    """One model and pairing: methods with 95% intervals at tau = .7, thin lines at the other taus, floors."""
+    """One model and pairing: methods with 95% intervals at the main tau, thin lines at the others, floors."""
     cells = table[table["pairing"] == pairing]
     pruned = cells[cells["method"] != "dense"].sort_values("achieved_sparsity")
-    for method, of_method in pruned.groupby("method"):
+    for number, (method, of_method) in enumerate(pruned.groupby("method")):
         look = METHODS[str(method)]
+        others = sorted(set(of_method["tau"]) - {MAIN_TAU})
         for tau, line in of_method.groupby("tau"):
-            x = 100 * line["achieved_sparsity"]
-            if tau == TAU:
-                axis.plot(x, line["survival"], label=f"{method}, tau = {TAU} (95% interval)", **look)
-                axis.fill_between(x, line["low"], line["high"], color=look["color"], alpha=0.18, linewidth=0)
+            x, y = line["achieved_sparsity"], line["survival"]
+            if tau == MAIN_TAU:
+                bars = [y - line["low"], line["high"] - y]
+                shifted = x + 0.6 * number  # so that intervals at equal sparsity do not hide each other
+                axis.errorbar(
+                    shifted, y, yerr=bars, capsize=2, label=f"{method}, tau = {MAIN_TAU} with 95% interval", **look
+                )
             else:
-                axis.plot(x, line["survival"], color=look["color"], linestyle=look["linestyle"], linewidth=0.5)
-    at_tau = table[table["tau"] == TAU]
-    if pairing == SAME_SEEDS:
-        axis.axhline(1.0, color="0.35", linewidth=0.9, label="dense against dense, this pairing")
-    _floor(
-        axis,
-        at_tau[(at_tau["method"] == "dense") & (at_tau["pairing"] == pairing)],
-        "dense against dense, this pairing",
-        "-",
-    )
-    _floor(axis, at_tau[at_tau["pairing"] == RANDOM], "random dictionary", ":")
+                label = f"thin lines: tau = {others[0]} (upper) and {others[-1]} (lower)"
+                axis.plot(x, y, color=look["color"], linestyle=look["linestyle"], linewidth=0.5, label=label)
+    main = table[table["tau"] == MAIN_TAU]
+    floors = main[main["method"] == "dense"]
+    if pairing == SAME_SEEDS:  # a dense SAE beside itself
+        axis.axhline(1.0, **FLOOR, linestyle="-")
+    for _, row in floors[floors["pairing"] == pairing].iterrows():
+        axis.axhline(row["survival"], **FLOOR, linestyle="-", label="ceiling: two dense SAEs, paired as the row says")
+        axis.axhspan(row["low"], row["high"], color=FLOOR["color"], alpha=0.15, linewidth=0)
+    for _, row in floors[floors["pairing"] == RANDOM].iterrows():
+        axis.axhline(row["survival"], **FLOOR, linestyle=":", label="floor: a random dictionary")
     if len(pruned):
-        at_tau = pruned[pruned["tau"] == TAU]
-        low, high = at_tau["n_features"].min(), at_tau["n_features"].max()
-        count = f"{low}" if low == high else f"{low}-{high}"
-        axis.text(
-            0.03,
-            0.06,
-            f"n = {count} features\nof {at_tau['n_pairs'].max()} SAE pairs",
-            transform=axis.transAxes,
-            fontsize=6.5,
-            color="0.3",
-        )
-    axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0, top=None if pairing != OTHER_ORDER and pairing != SAME_SEEDS else 1.04)
-
-
-def _floor(axis: Axes, rows: pd.DataFrame, label: str, linestyle: str) -> None:
-    """A horizontal line with its interval, where the results have one."""
-    for _, row in rows.iterrows():
-        axis.axhline(row["survival"], color="0.35", linewidth=0.9, linestyle=linestyle, label=label)
-        axis.axhspan(row["low"], row["high"], color="0.35", alpha=0.12, linewidth=0)
+        counts = pruned["n_features"]
+        span = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()}-{counts.max()}"
+        note = f"n = {span} features\nof {pruned['n_pairs'].max()} SAE pairs"
+        axis.text(0.03, 0.07, note, transform=axis.transAxes, fontsize=6.5, color="0.3")
+    axis.set_xlim(0, table["achieved_sparsity"].max() + 4)
+    axis.set_ylim(bottom=-0.02 * axis.get_ylim()[1])  # a floor of zero stays visible

@@ -1,0 +1,250 @@
+"""Tiny models of all four families, a tiny corpus, a tiny project to run the command line in."""
+
+from __future__ import annotations
+
+import copy
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from feature_survival import artifacts, config, models
+from feature_survival.corpus import SPLITS, documents, train_tokenizer
+
+TOP = Path(__file__).resolve().parent.parent
+VOCABULARY = 300
+BLOCKS = 3
+
+_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+}
+_GEMMA = {
+    **_LLAMA,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": _LLAMA,
+    "Gemma2ForCausalLM": {
+        **_GEMMA,
+        "attn_implementation": "eager",
+        "attn_logit_softcapping": 0.5,  # small enough to show where it is lost
+        "final_logit_softcapping": 3.0,
+    },
+    "Gemma3ForCausalLM": _GEMMA,
+    "GPT2LMHeadModel": {"n_embd": 32, "n_layer": BLOCKS, "n_head": 4, "n_positions": 32},
+}
+TRAINING = {
+    "tokens": 640,
+    "batch_windows": 4,
+    "learning_rate": 5e-3,
+    "warmup_steps": 2,
+    "weight_decay": 0.1,
+    "seed": 0,
+}
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+
+
+def entry(architecture: str, **training: Any) -> config.Model:
+    """A catalogue entry; keywords change its training."""
+    return config.Model(
+        architecture=architecture,
+        site="resid_post.1",
+        vocabulary=VOCABULARY,
+        config=FAMILIES[architecture],
+        training=config.Training(**{**TRAINING, **training}),
+    )
+
+
+def tiny(architecture: str, seed: int = 0) -> PreTrainedModel:
+    """An untrained model; noise on every parameter, so that norms and biases matter."""
+    torch.manual_seed(seed)
+    model = models.build(entry(architecture)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def save_as_cell(model: PreTrainedModel, root: Path, condition: str = "wanda-50") -> artifacts.Cell:
+    """A cell whose base folder holds `model`."""
+    cell = artifacts.Cell(root, "tiny", condition)
+    cell.base.mkdir(parents=True)
+    model.save_pretrained(cell.base)
+    return cell
+
+
+def truncate(path: Path) -> None:
+    """Cut the second half of a file off."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file under a folder."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def hooks_on(model: torch.nn.Module) -> int:
+    """How many forward hooks its modules carry."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny(request.param)
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return tiny("LlamaForCausalLM")
+
+
+@pytest.fixture
+def gpt2() -> PreTrainedModel:
+    return tiny("GPT2LMHeadModel")
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    drawn = torch.randint(1, VOCABULARY, (6, 16), generator=torch.Generator().manual_seed(0))
+    drawn[:, 0] = 0
+    return drawn
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder: four splits of random sentences."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = ["the", "matrix", "of", "an", "array", "returns", "values", "where", "each", "axis", "is", "summed", "over", "given", "input", "and", "output", "shape"]
+    rng = random.Random(0)
+    for split in SPLITS:
+        lines = []
+        for number in range(60):
+            text = " ".join(rng.choices(words, k=60))
+            lines.append(f'{{"id": "{split}/{number}.py", "text": "{text}"}}\n')
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus: Path) -> Tokenizer:
+    return train_tokenizer(documents(corpus / "lm.jsonl"), VOCABULARY)
+
+
+@pytest.fixture(scope="session")
+def shipped() -> dict[str, Any]:
+    """The repository's params.yaml as plain data."""
+    return YAML(typ="safe").load(TOP / "params.yaml")
+
+
+WriteParams = Callable[[Path, dict[str, Any]], Path]
+
+
+@pytest.fixture
+def write_params(shipped: dict[str, Any]) -> WriteParams:
+    """Write a params.yaml: the repository's, with values at dotted keys changed."""
+
+    def write(folder: Path, changes: dict[str, Any]) -> Path:
+        content = copy.deepcopy(shipped)
+        for key, value in changes.items():
+            *way, last = key.split(".")
+            place = content
+            for part in way:
+                place = place[part]
+            place[last] = value
+        YAML(typ="safe").dump(content, folder / "params.yaml")
+        return folder / "params.yaml"
+
+    return write
+
+
+TINY_STUDY: dict[str, Any] = {
+    "study.models": ["tiny"],
+    "study.conditions": ["dense", "magnitude-50", "wanda-50"],
+    "window": 16,
+    "models.tiny": entry("LlamaForCausalLM").model_dump(),
+    "prune.calibration_windows": 8,
+    "activations.sae_windows": 40,
+    "activations.evaluation_windows": 8,
+    "activations.shard_windows": 16,
+    "activations.batch_windows": 8,
+    "sae.expansion": 2,
+    "sae.k": 4,
+    "sae.batch_tokens": 64,
+    "sae.warmup_steps": 2,
+    "metrics.splice_windows": 4,
+    "metrics.bootstrap_samples": 20,
+    "seeds": {"dense": [[0, 0], [1, 1]], "compressed": [[0, 0]]},
+}
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ended]]:
+    """Run `feature-survival` in this process, in a folder. Anything but an InputError propagates."""
+    from feature_survival.cli import main
+
+    def run(folder: Path, *arguments: str) -> Ended:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["feature-survival", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(int(ended.value.code or 0), *capfd.readouterr())
+
+    yield run
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def _trained(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Path, shipped: dict[str, Any]
+) -> Callable[[Path, WriteParams], None]:
+    """Fill a folder with a project whose base model is trained (once a session)."""
+    from feature_survival.stages.base import run
+
+    top = tmp_path_factory.mktemp("trained")
+
+    def fill(folder: Path, write: WriteParams) -> None:
+        if not (top / "params.yaml").exists():
+            shutil.copytree(corpus, top / "data")
+            run(config.load(write(top, TINY_STUDY)), top, "tiny")
+        shutil.copytree(top, folder, dirs_exist_ok=True)
+
+    return fill
+
+
+@pytest.fixture
+def project(tmp_path: Path, write_params: WriteParams, _trained: Callable[[Path, WriteParams], None]) -> Path:
+    """A project of its own: params.yaml, data, a trained base model."""
+    folder = tmp_path / "project"
+    _trained(folder, write_params)
+    return folder

@@ -1,0 +1,83 @@
+"""The reader of params.yaml. Its refusals of single values are a table in test_cli."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import TOP, WriteParams
+from pydantic import ValidationError
+
+from feature_survival.config import InputError, Seed, Site, load
+
+
+def test_the_shipped_params_are_accepted_and_their_grid_is_known() -> None:
+    params = load(TOP / "params.yaml")
+    for model in params.study.models:
+        assert params.model(model).where.block < params.model(model).config["num_hidden_layers"]
+    assert params.pruning("wanda-50").sparsity == 0.5
+
+
+def test_params_cannot_be_changed_after_loading() -> None:
+    params = load(TOP / "params.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        params.prune.group = "matrix"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("point", ["resid_post", "mlp_out", "attn_out", "attn_z"])
+def test_a_site_is_read_and_printed_back(point: str) -> None:
+    assert Site.parse(f"{point}.12") == Site(point, 12)
+    assert str(Site(point, 12)) == f"{point}.12"
+
+
+@pytest.mark.parametrize("text", ["resid_post", "resid_post.-1", "resid_pre.0", "resid_post.1.0", "", "resid_post.1\n"])
+def test_a_malformed_site_is_refused_with_the_allowed_forms(text: str) -> None:
+    with pytest.raises(ValueError, match=r"resid_post\.L, mlp_out\.L, attn_out\.L, attn_z\.L"):
+        Site.parse(text)
+
+
+def test_a_condition_takes_what_it_leaves_open_from_section_prune(tmp_path: Path, write_params: WriteParams) -> None:
+    own = {"method": "wanda", "sparsity": 0.5, "group": "model", "sequential": False}
+    params = load(write_params(tmp_path, {"prune.group": "matrix", "conditions.own": own}))
+    assert (params.pruning("wanda-50").group, params.pruning("wanda-50").sequential) == ("matrix", True)
+    assert (params.pruning("own").group, params.pruning("own").sequential) == ("model", False)
+
+
+def test_dense_and_compressed_conditions_have_their_own_sae_seeds() -> None:
+    params = load(TOP / "params.yaml")
+    assert params.sae_seeds("dense") == params.seeds.dense
+    assert params.sae_seeds("wanda-50") == params.seeds.compressed
+    assert Seed(0, 1).name == "init0-data1"
+
+
+def test_unknown_names_are_refused_with_the_nearest_known_one() -> None:
+    params = load(TOP / "params.yaml")
+    with pytest.raises(InputError, match="model: unknown name 'mini-lama3'; did you mean 'mini-llama3'"):
+        params.model("mini-lama3")
+    with pytest.raises(InputError, match="condition: unknown name 'wand-50'; did you mean 'wanda-50'"):
+        params.pruning("wand-50")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("study: [", "line 1"),
+        ("window: 1\nwindow: 2\n", "duplicate key"),
+        ("- study\n", "found list; a mapping of sections is needed"),
+        ("", "found NoneType; a mapping"),
+        ("\x00", "not readable as YAML"),
+    ],
+)
+def test_a_file_that_is_not_a_yaml_mapping_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as refused:
+        load(path)
+    assert message in str(refused.value)
+    assert str(refused.value).startswith(str(path))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_params_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"params\.yaml: no such file"):
+        load(tmp_path / "params.yaml")

@@ -1,0 +1,162 @@
+"""The whole pipeline through DVC on a miniature grid, by the entry that `make quick` uses, and what DVC then reruns."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+REPOSITORY = Path(__file__).parents[1]
+PROGRAMS = Path(sys.executable).parent
+ENVIRONMENT = {**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", "TQDM_DISABLE": "1"}
+MINIATURE = {
+    "study.conditions": "[dense, wanda-50]",
+    "models.nano-llama3.training.tokens": 160_000,
+    "prune.calibration_windows": 32,
+    "activations.sae_windows": 64,
+    "activations.evaluation_windows": 48,
+    "activations.shard_windows": 32,
+    "metrics.splice_windows": 16,
+    "metrics.bootstrap_samples": 100,
+    "sae.batch_tokens": 512,
+    "sae.dead_after_steps": 4,
+}
+
+
+def program(scratch, *words):
+    return subprocess.run(words, cwd=scratch, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def digests(folder):
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def stages_to_run(scratch):
+    shown = program(scratch, "dvc", "repro", "--dry").stdout
+    return {line.split("'")[1] for line in shown.splitlines() if line.startswith("Running stage")}
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("miniature") / "clone"
+    overrides = [word for key, value in MINIATURE.items() for word in ("--set", f"{key}={value}")]
+    done = program(REPOSITORY, "feature-survival", "quick", str(folder), *overrides)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| nano-llama3 | wanda-50" in done.stdout
+    return folder
+
+
+def test_the_grid_ends_in_tables_of_both_cells_and_a_figure(scratch):
+    cells = pd.read_csv(scratch / "results" / "cells.csv").set_index("condition")
+    assert list(cells.index) == ["dense", "wanda-50"]
+    assert cells.loc["dense", "achieved_sparsity"] == 0
+    assert cells.loc["wanda-50", "achieved_sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert cells.loc["wanda-50", "perplexity"] > cells.loc["dense", "perplexity"]
+    assert cells["fvu"].between(0, 1).all()
+    survival = pd.read_csv(scratch / "results" / "survival.csv")
+    assert set(survival.loc[survival["condition"] == "wanda-50", "pairing"]) == {
+        "same init, same order",
+        "same init, other order",
+        "other init, other order",
+    }
+    assert (survival["low"] <= survival["survival"]).all() and (survival["survival"] <= survival["high"]).all()
+    assert (scratch / "paper_figures" / "survival.pdf").read_bytes().startswith(b"%PDF")
+    assert r"wanda-50" in (scratch / "paper_figures" / "cells.tex").read_text()
+
+
+def test_a_condition_takes_at_most_a_fifteenth_of_its_checkpoint(scratch):
+    weights = (scratch / "artifacts/nano-llama3/base/model.safetensors").stat().st_size  # stored in bfloat16
+    assert (
+        sum(file.stat().st_size for file in (scratch / "artifacts/nano-llama3/wanda-50/prune").iterdir())
+        <= weights / 15
+    )
+
+
+def test_a_finished_grid_has_nothing_left_to_run(scratch):
+    assert stages_to_run(scratch) == set()
+
+
+def test_adding_one_sparsity_reruns_that_column_only(scratch):
+    path = scratch / "params.yaml"
+    before = path.read_text()
+    params = YAML().load(before)
+    params["study"]["conditions"].append("wanda-30")
+    YAML().dump(params, path)
+    try:
+        column = {f"{stage}@nano-llama3-wanda-30" for stage in ("prune", "cache", "sae", "metrics")}
+        assert stages_to_run(scratch) == column | {"summarize", "figures@survival", "tables"}
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize("stage", ["prune", "cache", "sae", "metrics"])
+def test_a_stage_run_again_gives_the_same_bytes(scratch, stage):
+    folder = (
+        scratch
+        / "artifacts"
+        / ("metrics/nano-llama3/wanda-50" if stage == "metrics" else f"nano-llama3/wanda-50/{stage}")
+    )
+    first = digests(folder)
+    assert program(scratch, "feature-survival", stage, "nano-llama3", "wanda-50").returncode == 0
+    assert digests(folder) == first
+
+
+def test_a_killed_stage_leaves_the_old_artifact_and_its_rerun_gives_the_same_bytes(scratch):
+    folder = scratch / "artifacts" / "nano-llama3" / "base"
+    first = digests(folder)
+    command = ["feature-survival", "base", "nano-llama3"]
+    running = subprocess.Popen(command, cwd=scratch, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(folder.parent.glob(".base.partial-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert list(folder.parent.glob(".base.partial-*"))
+    assert digests(folder) == first
+    assert program(scratch, *command).returncode == 0
+    assert digests(folder) == first
+    assert not list(folder.parent.glob(".base.partial-*"))
+
+
+def test_a_cell_without_metrics_is_named_and_no_table_is_touched(scratch):
+    before = digests(scratch / "results")
+    metrics = scratch / "artifacts" / "metrics" / "nano-llama3" / "wanda-50"
+    aside = metrics.with_name("aside")
+    metrics.rename(aside)
+    try:
+        done = program(scratch, "feature-survival", "summarize")
+        assert done.returncode == 2
+        assert "nano-llama3/wanda-50" in done.stderr and len(done.stderr.splitlines()) == 1
+        assert digests(scratch / "results") == before
+    finally:
+        aside.rename(metrics)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: whole[: len(whole) // 2], lambda whole: b"not safetensors at all"],
+    ids=["truncated", "foreign"],
+)
+@pytest.mark.parametrize("artifact", ["base/model.safetensors", "wanda-50/prune/masks.safetensors"])
+def test_a_damaged_safetensors_file_is_named_in_one_line(scratch, artifact, damage):
+    path: Path = scratch / "artifacts" / "nano-llama3" / artifact
+    whole, before = path.read_bytes(), digests(scratch / "artifacts" / "nano-llama3" / "wanda-50" / "cache")
+    path.chmod(0o644)
+    path.write_bytes(damage(whole))
+    try:
+        done = program(scratch, "feature-survival", "cache", "nano-llama3", "wanda-50")
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1 and "nano-llama3" in done.stderr
+        assert digests(scratch / "artifacts" / "nano-llama3" / "wanda-50" / "cache") == before
+    finally:
+        path.write_bytes(whole)

@@ -1,0 +1,136 @@
+"""From scores to masks and back from bits."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from feature_survival.compression.masks import (
+    achieved_sparsity,
+    keep_mask,
+    masks_from_scores,
+    pack,
+    pruned_count,
+    unpack,
+)
+from feature_survival.compression.scores import magnitude, wanda
+
+thousandths = st.integers(0, 999)
+tied_scores = st.lists(st.integers(0, 4), min_size=1, max_size=40).map(lambda row: torch.tensor(row).float())
+PROPERTY = settings(max_examples=60, deadline=None)
+
+
+def bits(*rows: str) -> Tensor:
+    return torch.tensor([[character == "1" for character in row] for row in rows])
+
+
+@PROPERTY
+@given(n=st.integers(1, 10**7), sparsity=thousandths)
+def test_the_pruned_count_is_the_exact_floor_of_the_decimal_written(n: int, sparsity: int) -> None:
+    assert pruned_count(n, sparsity / 1000) == int(n * Decimal(sparsity) / 1000)
+
+
+def test_sparsities_that_floats_round_down_still_prune_all_their_weights() -> None:
+    assert [pruned_count(100, sparsity) for sparsity in (0.29, 0.57, 0.58, 0.07)] == [29, 57, 58, 7]
+
+
+@PROPERTY
+@given(rows=st.integers(1, 5), width=st.integers(1, 70), sparsity=thousandths)
+def test_masks_prune_exactly_the_floor_of_each_row(rows: int, width: int, sparsity: int) -> None:
+    scores = torch.rand(rows, width, generator=torch.Generator().manual_seed(width))
+    assert ((~keep_mask(scores, sparsity / 1000)).sum(1) == width * sparsity // 1000).all()
+
+
+@PROPERTY
+@given(scores=tied_scores, sparsity=thousandths)
+def test_the_lowest_scores_go_and_ties_go_by_index(scores: Tensor, sparsity: int) -> None:
+    order = sorted(range(len(scores)), key=lambda index: (scores[index].item(), index))
+    gone = set(order[: len(scores) * sparsity // 1000])
+    assert keep_mask(scores, sparsity / 1000).tolist() == [index not in gone for index in range(len(scores))]
+
+
+@PROPERTY
+@given(scores=tied_scores, sparsities=st.tuples(thousandths, thousandths).map(sorted))
+def test_a_higher_sparsity_prunes_a_superset(scores: Tensor, sparsities: list[int]) -> None:
+    fewer, more = (~keep_mask(scores, sparsity / 1000) for sparsity in sparsities)
+    assert (more | ~fewer).all()
+
+
+SCORES = {"a": torch.tensor([[1.0, 4, 2, 3], [8, 7, 6, 5]]), "b": torch.tensor([[0.0, 9], [9, 0]])}
+
+
+@pytest.mark.parametrize(
+    ("group", "a", "b"),
+    [
+        ("row", bits("0101", "1100"), bits("01", "10")),
+        ("matrix", bits("0000", "1111"), bits("01", "10")),
+        ("model", bits("0000", "1111"), bits("01", "10")),
+    ],
+)
+def test_half_of_a_small_model_by_hand(group: str, a: Tensor, b: Tensor) -> None:
+    masks = masks_from_scores(SCORES, 0.5, group)  # type: ignore[arg-type]
+    assert torch.equal(masks["a"], a)
+    assert torch.equal(masks["b"], b)
+
+
+def test_groups_differ_at_a_quarter_by_hand() -> None:
+    by_row, by_matrix, by_model = (masks_from_scores(SCORES, 0.25, group) for group in ("row", "matrix", "model"))
+    assert torch.equal(by_row["a"], bits("0111", "1110"))
+    assert torch.equal(by_row["b"], bits("11", "11"))  # floor(2 / 4) = 0
+    assert torch.equal(by_matrix["a"], bits("0101", "1111"))
+    assert torch.equal(by_matrix["b"], bits("01", "11"))
+    assert torch.equal(by_model["a"], bits("0111", "1111"))  # 3 of 12: both zeros of b and the 1 of a
+    assert torch.equal(by_model["b"], bits("01", "10"))
+
+
+def test_scores_are_those_of_the_papers() -> None:
+    weight = torch.tensor([[-2.0, 1.0], [0.5, -3.0]])
+    assert torch.equal(magnitude(weight), torch.tensor([[2.0, 1.0], [0.5, 3.0]]))
+    assert torch.equal(wanda(weight, torch.tensor([10.0, 1.0])), torch.tensor([[20.0, 1.0], [5.0, 3.0]]))
+    with pytest.raises(ValueError, match="input norms"):
+        wanda(weight, None)
+
+
+@pytest.mark.parametrize("width", range(1, 71))
+def test_masks_survive_packing_at_every_width(width: int) -> None:
+    mask = torch.rand(3, width, generator=torch.Generator().manual_seed(width)) < 0.5
+    packed = pack(mask)
+    assert (packed.dtype, packed.shape) == (torch.uint8, (3, -(-width // 8)))
+    assert torch.equal(unpack(packed, width), mask)
+
+
+def test_bits_are_packed_from_the_most_significant_with_zeros_after() -> None:
+    assert pack(bits("1000000011", "0000000101")).tolist() == [[0b10000000, 0b11000000], [0, 0b01000000]]
+
+
+def test_a_mask_over_transposed_storage_packs_into_a_file_like_any_other() -> None:
+    scores = torch.rand(24, 16, generator=torch.Generator().manual_seed(0))
+    plain = pack(keep_mask(scores, 0.5))
+    transposed = pack(keep_mask(scores.T.contiguous().T, 0.5))
+    assert torch.equal(plain, transposed)
+    assert transposed.is_contiguous()
+
+
+@pytest.mark.parametrize("packed", [torch.zeros(2, 2, dtype=torch.uint8), torch.zeros(2, 3, dtype=torch.int16)])
+def test_packed_rows_of_another_width_or_type_are_refused(packed: Tensor) -> None:
+    with pytest.raises(ValueError, match="does not hold rows of 20 bits"):
+        unpack(packed, 20)
+
+
+def test_achieved_sparsity_is_counted_by_tensor_and_over_all() -> None:
+    shares = achieved_sparsity({"a": bits("0011", "1111"), "b": bits("00")})
+    assert shares == {"a": 0.25, "b": 1.0, "all": 0.4}
+    assert achieved_sparsity({}) == {"all": 0.0}
+
+
+def test_large_rows_equal_numpy_stable_argsort() -> None:
+    scores = torch.randint(0, 50, (20, 999), generator=torch.Generator().manual_seed(0)).float()
+    expected = np.ones((20, 999), dtype=bool)
+    np.put_along_axis(expected, np.argsort(scores.numpy(), axis=1, kind="stable")[:, :399], False, axis=1)
+    assert torch.equal(keep_mask(scores, 0.4), torch.from_numpy(expected))

@@ -1,0 +1,189 @@
+"""Sparse autoencoders: same seeds, same bytes; the same function in sae-lens and here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import contents, truncate
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from feature_survival.activations import Normalization, Shards, measure_normalization
+from feature_survival.artifacts import read_json, write_json
+from feature_survival.config import InputError, Sae, Seed
+from feature_survival.metrics.reconstruction import measure_reconstruction
+from feature_survival.sae import Dictionary, fold_normalization, token_batches, train_sae
+
+WIDTH = 16
+SETTINGS = Sae(
+    expansion=4,
+    k=4,
+    epochs=2,
+    batch_tokens=64,
+    learning_rate=4e-3,
+    warmup_steps=5,
+    auxiliary_coefficient=1 / 32,
+    dead_after_steps=10,
+)
+METADATA: dict[str, str | int] = {
+    "model_name": "tiny",
+    "architecture_name": "LlamaForCausalLM",
+    "hook_name": "resid_post.1",
+    "condition": "wanda-50",
+    "context_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Sparse mixtures of 32 planted directions, far from the origin."""
+    generator = torch.Generator().manual_seed(0)
+    directions = F.normalize(torch.randn(32, WIDTH, generator=generator), dim=1)
+    codes = torch.rand(3000, 32, generator=generator) * (torch.rand(3000, 32, generator=generator) < 0.06)
+    folder = tmp_path_factory.mktemp("shards")
+    save_file({"activations": (3 * codes @ directions + 5).half()}, folder / "sae-00000.safetensors")
+    return Shards(folder, "sae")
+
+
+def trained(shards: Shards, folder: Path, seed: Seed, settings: Sae = SETTINGS) -> Path:
+    train_sae(settings, shards, measure_normalization(shards), seed, METADATA, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(shards, tmp_path_factory.mktemp("saes") / "first", Seed(0, 0))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "sae_weights.safetensors").read_bytes()
+
+
+def test_the_same_seeds_give_the_same_bytes(shards: Shards, saved: Path, tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert contents(trained(shards, tmp_path / "again", Seed(0, 0))) == contents(saved)
+
+
+@pytest.mark.parametrize("seed", [Seed(0, 1), Seed(1, 0)])
+def test_another_init_or_data_seed_gives_another_sae(shards: Shards, saved: Path, tmp_path: Path, seed: Seed) -> None:
+    other = trained(shards, tmp_path / "other", seed)
+    assert weights(other) != weights(saved)
+    metadata = read_json(other / "cfg.json")["metadata"]
+    assert (metadata["init_seed"], metadata["data_seed"]) == seed
+
+
+def test_the_init_seed_alone_draws_the_starting_weights(shards: Shards, tmp_path: Path) -> None:
+    barely = SETTINGS.model_copy(update={"learning_rate": 1e-12, "epochs": 1})
+    start, other_order, other_init = (
+        load_file(trained(shards, tmp_path / seed.name, seed, barely) / "sae_weights.safetensors")["W_dec"]
+        for seed in (Seed(0, 0), Seed(0, 1), Seed(1, 0))
+    )
+    torch.testing.assert_close(start, other_order)
+    assert F.cosine_similarity(start.float(), other_init.float()).abs().mean() < 0.5
+
+
+def test_a_saved_sae_loads_with_sae_lens_and_says_what_it_was_trained_on(saved: Path) -> None:
+    from sae_lens import SAE
+
+    sae = SAE.load_from_disk(saved)
+    assert (sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.k) == (WIDTH, 4 * WIDTH, 4)  # type: ignore[attr-defined]
+    for key, value in {**METADATA, "init_seed": 0, "data_seed": 0}.items():
+        assert getattr(sae.cfg.metadata, key) == value
+
+
+def test_encoding_and_decoding_agree_with_sae_lens(saved: Path, shards: Shards) -> None:
+    from sae_lens import SAE
+
+    sae, mine = SAE.load_from_disk(saved), Dictionary.read(saved)
+    noise = 5 + torch.randn(200, WIDTH, generator=torch.Generator().manual_seed(1))
+    for x in (shards.gather(torch.arange(300)), noise):
+        with torch.no_grad():
+            expected, reconstruction = sae.encode(x), sae(x)
+        values, features = mine.encode(x)
+        assert values.shape == features.shape == (len(x), 4)
+        dense = torch.zeros_like(expected).scatter(1, features, values)
+        torch.testing.assert_close(dense, expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(mine.decode(values, features), reconstruction, rtol=1e-3, atol=1e-3)
+        batched = mine.reconstruct(x.view(2, -1, WIDTH))
+        torch.testing.assert_close(batched.view(-1, WIDTH), reconstruction, rtol=1e-3, atol=1e-3)
+
+
+def test_decoder_rows_have_unit_norm(saved: Path) -> None:
+    norms = Dictionary.read(saved).W_dec.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-3)
+
+
+def test_training_explains_most_of_the_planted_variance(saved: Path, shards: Shards) -> None:
+    assert measure_reconstruction(Dictionary.read(saved), shards.batches(500)).fvu < 0.5
+
+
+def test_folding_the_normalisation_changes_nothing_but_the_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    state = {"W_enc": draw(8, 24), "b_enc": draw(24), "W_dec": draw(24, 8), "b_dec": draw(8)}
+    normalization = Normalization(3 * draw(8), 2.5)
+    plain, folded = (Dictionary(**s, k=3) for s in (state, fold_normalization(state, normalization)))
+    x = draw(50, 8) * 4
+    z = (x - normalization.mean) / normalization.scale
+    values, features = plain.encode(z)
+    raw_values, raw_features = folded.encode(x)
+    assert torch.equal(features.sort(1).values, raw_features.sort(1).values)
+    torch.testing.assert_close(raw_values.sum(1), normalization.scale * values.sum(1))
+    expected = plain.decode(values, features) * normalization.scale + normalization.mean
+    torch.testing.assert_close(folded.decode(raw_values, raw_features), expected)
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(64, 8), (70, 8), (8, 8)])
+def test_the_order_of_tokens_covers_each_row_at_most_once_an_epoch(rows: int, batch: int) -> None:
+    steps = rows // batch
+    batches = list(token_batches(rows, batch, 3, seed=0))
+    assert [len(b) for b in batches] == [batch] * (3 * steps)
+    epochs = [torch.cat(batches[steps * epoch : steps * (epoch + 1)]) for epoch in range(3)]
+    for epoch in epochs:
+        assert len(epoch.unique()) == steps * batch
+        assert epoch.min() >= 0
+        assert epoch.max() < rows
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_the_order_of_tokens_is_the_seeds() -> None:
+    first, same, other = (torch.cat(list(token_batches(64, 8, 1, seed))) for seed in (0, 0, 1))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_a_diverging_sae_stops_the_stage_by_name_and_writes_nothing(shards: Shards, tmp_path: Path) -> None:
+    diverging = SETTINGS.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(InputError, match=r"stage sae: .* not finite .* step.*init0-data0"):
+        trained(shards, tmp_path / "sae", Seed(0, 0), diverging)
+    assert not (tmp_path / "sae").exists()
+
+
+def test_a_batch_larger_than_the_split_is_refused(shards: Shards, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"sae\.batch_tokens: 4096 asked, the sae split has 3000 tokens"):
+        trained(shards, tmp_path / "sae", Seed(0, 0), SETTINGS.model_copy(update={"batch_tokens": 4096}))
+
+
+def test_saes_of_another_kind_and_broken_files_are_refused(saved: Path, tmp_path: Path) -> None:
+    config, tensors = read_json(saved / "cfg.json"), load_file(saved / "sae_weights.safetensors")
+    weights_file = tmp_path / "sae_weights.safetensors"
+    save_file(tensors, weights_file)
+    for key, value in {"architecture": "jumprelu", "normalize_activations": "layer_norm"}.items():
+        write_json(tmp_path / "cfg.json", {**config, key: value})
+        with pytest.raises(InputError, match=f"cfg.json: {key} is '{value}'; allowed"):
+            Dictionary.read(tmp_path)
+    write_json(tmp_path / "cfg.json", config)
+    Dictionary.read(tmp_path)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "b_dec"}, weights_file)
+    with pytest.raises(InputError, match="tensor 'b_dec' is missing"):
+        Dictionary.read(tmp_path)
+    truncate(weights_file)
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        Dictionary.read(tmp_path)

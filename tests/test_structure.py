@@ -1,0 +1,128 @@
+"""What the design promises about the source itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TOP
+from ruamel.yaml import YAML
+
+PACKAGE = TOP / "src" / "feature_survival"
+FILES = sorted(PACKAGE.rglob("*.py"))
+ORDER = [
+    "config",
+    "artifacts",
+    "progress",
+    "corpus",
+    "models",
+    "pretrain",
+    "compression",
+    "activations",
+    "sae",
+    "matching",
+    "metrics",
+    "stats",
+    "summarize",
+    "figures",
+    "tables",
+    "stages",
+    "quick",
+    "cli",
+]
+INFRASTRUCTURE = {"config.py", "artifacts.py", "progress.py"}  # what numbers do not depend on
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Dotted modules of the package that a file imports, at any level, without the package's name."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            if module.startswith("feature_survival."):
+                yield module.removeprefix("feature_survival.")
+
+
+def source_of(module: str) -> str:
+    """`compression.masks.pack` -> `compression/masks.py`."""
+    parts = module.split(".")
+    while parts:
+        path = PACKAGE.joinpath(*parts)
+        if path.with_suffix(".py").exists():
+            return name(path.with_suffix(".py"))
+        if (path / "__init__.py").exists():
+            return name(path / "__init__.py")
+        parts.pop()
+    raise AssertionError(f"{module} is no module of the package")
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.parent != PACKAGE or file.stem != "__init__"], ids=name
+)
+def test_each_module_imports_only_modules_before_it(file: Path) -> None:
+    own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imported(file):
+        other = module.split(".")[0]
+        same_package = other == own and file.parent != PACKAGE
+        assert same_package or ORDER.index(other) < ORDER.index(own), f"{own} imports {other}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_no_module_is_longer_than_350_lines(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 350
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_nothing_unpickles_or_trusts_remote_code(file: Path) -> None:
+    source = file.read_text()
+    for forbidden in ("torch.load(", "pickle", "trust_remote_code=True"):
+        assert forbidden not in source
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, Any]:
+    return YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
+
+
+def sources(stage: dict[str, Any], figures: list[str]) -> list[str]:
+    """A stage's dependencies inside src, `${item}` filled in for figures."""
+    stage = stage.get("do", stage)
+    named = [dependency for dependency in stage["deps"] if dependency.startswith("src/")]
+    return [path.replace("${item}", figure) for path in named for figure in figures]
+
+
+def test_every_source_that_dvc_names_exists(stages: dict[str, Any], shipped: dict[str, Any]) -> None:
+    for stage, content in stages.items():
+        for path in sources(content, shipped["study"]["figures"]):
+            assert (TOP / path).exists(), f"{stage}: {path}"
+
+
+@pytest.mark.parametrize("stage", ["base", "prune", "cache", "sae", "metrics"])
+def test_a_stage_depends_on_every_source_its_file_imports(stages: dict[str, Any], stage: str) -> None:
+    file = PACKAGE / "stages" / f"{stage}.py"
+    needed = {source_of(module) for module in imported(file)} - INFRASTRUCTURE | {f"stages/{stage}.py"}
+    named = {path.removeprefix("src/feature_survival/") for path in sources(stages[stage], [""])}
+    missing = {path for path in needed if path not in named and path.split("/")[0] not in named}
+    assert not missing
+
+
+def test_no_stage_has_a_parameter_name_that_dvc_confuses(shipped: dict[str, Any]) -> None:
+    def keys(content: Any) -> Iterator[str]:
+        if isinstance(content, dict):
+            for key, value in content.items():
+                yield key
+                yield from keys(value)
+
+    assert not {"size", "nfiles"} & set(keys(shipped))
