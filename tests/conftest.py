@@ -136,12 +136,12 @@ def tokens() -> Tensor:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder: four splits of random sentences."""
     folder = tmp_path_factory.mktemp("corpus")
-    words = ["the", "matrix", "of", "an", "array", "returns", "values", "where", "each", "axis", "is", "summed", "over", "given", "input", "and", "output", "shape"]
+    sentence = "the matrix of an array returns values where each axis is summed over given input and output shape"
     rng = random.Random(0)
     for split in SPLITS:
         lines = []
         for number in range(60):
-            text = " ".join(rng.choices(words, k=60))
+            text = " ".join(rng.choices(sentence.split(), k=60))
             lines.append(f'{{"id": "{split}/{number}.py", "text": "{text}"}}\n')
         (folder / f"{split}.jsonl").write_text("".join(lines))
     return folder

@@ -33,8 +33,8 @@ def read(path: Path) -> str:
     return (path / "content" if path.is_dir() else path).read_text()
 
 
-def killed(atomic: Atomic, path: Path, before: str) -> None:
-    """In another process: start to write `new`, run `before`, and get kill -9 in the block if it did not kill."""
+def exit_code(atomic: Atomic, path: Path, statement: str) -> int:
+    """In another process: write `new`, then run `statement` inside the block; there, die() is kill -9."""
     code = f"""
 import os, signal
 from pathlib import Path
@@ -43,9 +43,9 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 with {atomic.__name__}(Path({str(path)!r})) as partial:
     (partial / "content" if partial.is_dir() else partial).write_text("new")
-    {before}
+    {statement}
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode
 
 
 @KINDS
@@ -73,7 +73,7 @@ def test_a_kill_inside_the_block_leaves_the_old_artifact_and_the_next_write_clea
 ) -> None:
     path = tmp_path / "name.csv"
     write(atomic, path, "old")
-    killed(atomic, path, "die()")
+    assert exit_code(atomic, path, "die()") == -signal.SIGKILL
     assert read(path) == "old"
     write(atomic, path, "newer")
     assert read(path) == "newer"
@@ -84,7 +84,7 @@ def test_a_kill_inside_the_block_leaves_the_old_artifact_and_the_next_write_clea
 def test_a_kill_at_a_rename_loses_neither_old_nor_new_folder(rename: int, tmp_path: Path) -> None:
     path = tmp_path / "name"
     write(atomic_directory, path, "old")
-    killed(
+    exit_code(
         atomic_directory,
         path,
         f"real = os.rename; left = [{rename}]\n"

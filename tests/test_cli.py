@@ -122,7 +122,7 @@ TOO_MUCH: list[tuple[str, str, Any, str]] = [
     ("sae tiny dense", "sae.batch_tokens", 10**6, "sae.batch_tokens: 1000000 asked, the sae split has 600 tokens"),
     ("sae tiny dense", "sae.k", 10**6, "sae.k"),
     ("sae tiny dense", "sae.learning_rate", 1e30, "stage sae: "),
-    ("base tiny", "models.tiny.training.learning_rate", 1e38, "stage base: loss is nan at step"),
+    ("base tiny", "models.tiny.training.learning_rate", 1e38, "loss is nan at step"),
     ("base tiny", "models.tiny.architecture", "MistralForCausalLM", "architecture 'MistralForCausalLM' has no adapter"),
     ("cache tiny dense", "models.tiny.site", "resid_post.3", "site 'resid_post.3' is beyond the last block"),
 ]

@@ -94,7 +94,7 @@ def test_adding_one_sparsity_reruns_that_column_only(scratch):
     YAML().dump(params, path)
     try:
         column = {f"{stage}@nano-llama3-wanda-30" for stage in ("prune", "cache", "sae", "metrics")}
-        assert stages_to_run(scratch) == column | {"summarize", "figures@survival", "tables"}
+        assert stages_to_run(scratch) == column | {"summarize", "figures@fragility", "figures@survival", "tables"}
     finally:
         path.write_text(before)
 

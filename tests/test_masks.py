@@ -106,7 +106,7 @@ def test_masks_survive_packing_at_every_width(width: int) -> None:
 
 
 def test_bits_are_packed_from_the_most_significant_with_zeros_after() -> None:
-    assert pack(bits("1000000011", "0000000101")).tolist() == [[0b10000000, 0b11000000], [0, 0b01000000]]
+    assert pack(bits("1000000011", "0000000101")).tolist() == [[0b10000000, 0b11000000], [0b00000001, 0b01000000]]
 
 
 def test_a_mask_over_transposed_storage_packs_into_a_file_like_any_other() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ SITE = Site("resid_post", 1)
 
 
 def fvu(x: Tensor, reconstruction: Tensor, sizes: list[int]) -> float:
-    sums = VarianceSums(x.shape[1])
+    sums = VarianceSums()
     for part, predicted in zip(x.split(sizes), reconstruction.split(sizes), strict=True):
         sums.add(part, predicted)
     return sums.fvu()
@@ -40,7 +42,7 @@ def test_predicting_the_mean_gives_one_and_perfection_zero(offset: float) -> Non
 @given(cuts=st.sets(st.integers(1, 59)), scale=st.floats(0, 2))
 def test_fvu_is_the_same_whatever_the_batches(cuts: set[int], scale: float) -> None:
     edges = [0, *sorted(cuts), 60]
-    sizes = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    sizes = [b - a for a, b in pairwise(edges)]
     x = activations(offset=3.0)
     assert fvu(x, scale * x, sizes) == pytest.approx(fvu(x, scale * x, [60]), rel=1e-12)
 
@@ -58,19 +60,19 @@ def test_fvu_of_constant_activations_is_refused() -> None:
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_a_planted_dictionary_is_measured_as_planted(batch: int) -> None:
     planted = Dictionary(torch.eye(4), torch.zeros(4), torch.eye(4), torch.zeros(4), k=2)
-    x = torch.tensor([[1.0, 2, 0, 0], [3, 0, 0, 0], [0, 1, 4, 0], [-1, 0, 0, 0]])
+    x = torch.tensor([[1.0, 2, 0, 0], [3, 0, 0, 0], [0, 1, 4, 0], [-1, -2, -3, -4]])
     found = measure_reconstruction(planted, x.split(batch))
     assert found.firing_rate.tolist() == [0.5, 0.5, 0.25, 0.0]
     assert found.l0 == 1.25
     assert found.share_dead == 0.25
     centred = x - x.mean(0)
-    assert found.fvu == pytest.approx(1 / centred.square().sum().item())  # only the -1 is not explained
+    assert found.fvu == pytest.approx(30 / centred.square().sum().item())  # only the last row is not explained
 
 
 def test_alive_needs_one_in_a_hundred_thousand_or_ten_firings() -> None:
-    rates = torch.tensor([0.0, 9, 10, 11], dtype=torch.float64)
-    assert alive(rates / 1000, 1000).tolist() == [False, False, True, True]
-    assert alive(rates * 1e-6, 10_000_000).tolist() == [False, False, True, True]
+    firings = torch.tensor([0, 9, 10, 11], dtype=torch.float64)
+    assert alive(firings / 1000, 1000).tolist() == [False, False, True, True]
+    assert alive(10 * firings / 10_000_000, 10_000_000).tolist() == [False, False, True, True]
 
 
 def test_splice_score_is_the_share_of_loss_recovered() -> None:

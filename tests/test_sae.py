@@ -28,7 +28,7 @@ SETTINGS = Sae(
     auxiliary_coefficient=1 / 32,
     dead_after_steps=10,
 )
-METADATA: dict[str, str | int] = {
+METADATA: dict[str, object] = {
     "model_name": "tiny",
     "architecture_name": "LlamaForCausalLM",
     "hook_name": "resid_post.1",
@@ -161,7 +161,7 @@ def test_the_order_of_tokens_is_the_seeds() -> None:
 
 def test_a_diverging_sae_stops_the_stage_by_name_and_writes_nothing(shards: Shards, tmp_path: Path) -> None:
     diverging = SETTINGS.model_copy(update={"learning_rate": 1e30})
-    with pytest.raises(InputError, match=r"stage sae: .* not finite .* step.*init0-data0"):
+    with pytest.raises(InputError, match=r"stage sae: init0-data0: loss is (nan|inf) at step \d+ of 92\b"):
         trained(shards, tmp_path / "sae", Seed(0, 0), diverging)
     assert not (tmp_path / "sae").exists()
 

@@ -45,9 +45,10 @@ def test_clusters_are_resampled_and_rows_within_them() -> None:
     assert width(cluster_bootstrap(within, 400, 0)[0]) == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(50), rel=0.2)
 
 
-def test_the_interval_shrinks_with_more_clusters() -> None:
-    few, many = (cluster_bootstrap(planted(n, 25, seed=1), 400, 0)[0] for n in (5, 80))
-    assert width(many) < width(few) / 2
+def test_sixteen_times_the_clusters_make_a_quarter_of_the_interval() -> None:
+    few = planted(5, 25, seed=1)
+    wide, narrow = (width(cluster_bootstrap(clusters, 400, 0)[0]) for clusters in (few, few * 16))
+    assert narrow == pytest.approx(wide / 4, rel=0.2)
 
 
 def test_columns_are_resampled_together() -> None:

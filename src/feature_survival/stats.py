@@ -8,31 +8,45 @@ import numpy as np
 
 
 class Estimate(NamedTuple):
-    """A mean with its 95% interval."""
+    """A value with its 95% interval."""
 
     mean: float
     low: float
     high: float
 
 
-def cluster_bootstrap(clusters: list[np.ndarray], samples: int, seed: int) -> list[Estimate]:
-    """Mean over clusters of the cluster means, with a percentile interval from a two-stage bootstrap.
+def interval(mean: float, replicates: np.ndarray) -> Estimate:
+    """Percentile interval of bootstrap replicates, [samples], around a value."""
+    low, high = np.percentile(replicates, [2.5, 97.5])
+    return Estimate(float(mean), float(low), float(high))
 
-    clusters: one [n_r, m] array a cluster (a pair of seeds), rows its features, columns m statistics that
-    are resampled together. Each sample draws clusters with replacement, then rows within each drawn one.
-    Returns m estimates; ValueError where a cluster is empty.
-    """
+
+def cluster_mean(clusters: list[np.ndarray]) -> np.ndarray:
+    """Mean over clusters of the means of their rows, [m]; ValueError where there is none or one is empty."""
     if not clusters or any(len(cluster) == 0 for cluster in clusters):
-        raise ValueError("cluster bootstrap needs at least one cluster, and none may be empty")
-    rng = np.random.default_rng(seed)
+        raise ValueError("at least one cluster is needed, and none may be empty")
+    return np.mean([cluster.mean(axis=0) for cluster in clusters], axis=0)
+
+
+def cluster_replicates(clusters: list[np.ndarray], samples: int, seed: int) -> np.ndarray:
+    """Two-stage bootstrap of `cluster_mean`, float64 [samples, m].
+
+    clusters: one [n_r, m] array a cluster (a pair of SAEs), rows its features, columns statistics that are
+    resampled together. Each sample draws clusters with replacement, then rows within each drawn one. The draws of
+    clusters depend on the seed alone, so replicates of two quantities of the same clusters may be subtracted.
+    """
+    which, rows = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
     means = np.empty((len(clusters), samples, clusters[0].shape[1]))
-    for position in range(len(clusters)):  # one slot of the resampled list of clusters
-        drawn = rng.integers(len(clusters), size=samples)
+    for position in range(len(clusters)):  # one place in the resampled list of clusters
+        drawn = which.integers(len(clusters), size=samples)
         for number, cluster in enumerate(clusters):
             here = np.flatnonzero(drawn == number)
-            rows = rng.integers(len(cluster), size=(len(here), len(cluster)))
-            means[position, here] = cluster[rows].mean(axis=1)
-    resampled = means.mean(axis=0)
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
-    centre = np.mean([cluster.mean(axis=0) for cluster in clusters], axis=0)
-    return [Estimate(*map(float, column)) for column in zip(centre, low, high, strict=True)]
+            means[position, here] = cluster[rows.integers(len(cluster), size=(len(here), len(cluster)))].mean(axis=1)
+    return means.mean(axis=0)
+
+
+def cluster_bootstrap(clusters: list[np.ndarray], samples: int, seed: int) -> list[Estimate]:
+    """`cluster_mean` of each of the m columns with its 95% interval from `cluster_replicates`."""
+    means = cluster_mean(clusters)
+    replicates = cluster_replicates(clusters, samples, seed)
+    return [interval(mean, column) for mean, column in zip(means, replicates.T, strict=True)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -38,18 +40,35 @@ def cells(results: Path) -> pd.DataFrame:
     return out
 
 
-TABLES = {"cells": cells}
+class Table(NamedTuple):
+    """How a table is made, and the sentence that says how to read it."""
+
+    make: Callable[[Path], pd.DataFrame]
+    caption: str
+
+
+TABLES = {
+    "cells": Table(
+        cells,
+        "Every cell of the grid. Survival of the dense model's alive features at "
+        f"tau = {MAIN_TAU}, with 95% cluster-bootstrap intervals, for SAEs that share starting weights and token order "
+        "(same seeds), starting weights only (other order), or neither (other init). The dense row holds what two SAEs "
+        "of the dense model reach. FVU, L0 and dead features are means over the cell's own SAEs.",
+    ),
+}
 
 
 def write(results: Path, folder: Path) -> None:
     """Write every table as `<name>.md` and `<name>.tex`."""
-    for name, make in TABLES.items():
+    for name, (make, caption) in TABLES.items():
         table = make(results)
         with atomic_file(folder / f"{name}.md") as path:
-            path.write_text(table.to_markdown(index=False, disable_numparse=True) + "\n", encoding="utf-8")
+            markdown = table.to_markdown(index=False, disable_numparse=True)
+            path.write_text(f"{caption}\n\n{markdown}\n", encoding="utf-8")
         with atomic_file(folder / f"{name}.tex") as path:
-            latex = table.map(_latex).rename(columns=_latex).to_latex(index=False, escape=False)
-            path.write_text(latex, encoding="utf-8")
+            latex = table.map(_latex).rename(columns=_latex)
+            text = latex.to_latex(index=False, escape=False, caption=_latex(caption), label=f"tab:{name}")
+            path.write_text(text, encoding="utf-8")
 
 
 def _latex(text: str) -> str:

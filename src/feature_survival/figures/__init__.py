@@ -12,6 +12,7 @@ from feature_survival.artifacts import atomic_file
 from feature_survival.config import unknown
 
 FIGURES = {
+    "fragility": "feature_survival.figures.fragility",
     "survival": "feature_survival.figures.survival",
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from feature_survival.config import InputError
 
@@ -50,3 +51,14 @@ def read(results: Path, table: str, columns: list[str]) -> pd.DataFrame:
         if column not in frame:
             raise InputError(f"{path}: column {column!r} is missing; found: {', '.join(frame.columns)}")
     return frame
+
+
+def legend_below(canvas: Figure, columns: int) -> None:
+    """One legend for all panels: methods first, then thin lines, then ceilings and floors."""
+    entries: dict[str, Any] = {}
+    for axis in canvas.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    last = ("two dense", "ceiling", "floor")
+    order = sorted(entries, key=lambda label: (label.startswith(last), label.startswith("thin"), label))
+    canvas.legend([entries[label] for label in order], order, ncols=columns, frameon=False, loc="outside lower center")

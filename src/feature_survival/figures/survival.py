@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from feature_survival.config import MAIN_TAU
-from feature_survival.figures.style import COLUMN_WIDTH, FLOOR, FULL_WIDTH, METHODS, read
+from feature_survival.figures.style import COLUMN_WIDTH, FLOOR, FULL_WIDTH, METHODS, legend_below, read
 from feature_survival.metrics.survival import PAIRINGS, RANDOM, SAME_SEEDS
 
 COLUMNS = ["model", "method", "achieved_sparsity", "pairing", "tau", "survival", "low", "high", "n_features", "n_pairs"]
@@ -38,13 +37,7 @@ def figure(results: Path) -> Figure:
     for column, model in enumerate(models):
         axes[0, column].set_title(model)
         axes[-1, column].set_xlabel("achieved sparsity [%]")
-    entries: dict[str, Any] = {}
-    for axis in axes.flat:
-        handles, labels = axis.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    order = sorted(entries, key=lambda label: (label.startswith(("ceiling", "floor")), label.startswith("thin"), label))
-    columns = 2 if len(models) > 1 else 1
-    canvas.legend([entries[label] for label in order], order, ncols=columns, frameon=False, loc="outside lower center")
+    legend_below(canvas, columns=2 if len(models) > 1 else 1)
     return canvas
 
 
