@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from feature_survival.config import InputError, Seed
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 
@@ -87,6 +88,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     A kill inside the block leaves the old folder as it was; leftovers of earlier kills are removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for aside in path.parent.glob(f".{path.name}.partial-old-*"):
+        if not path.exists():  # killed between the two renames below
+            aside.rename(path)
     for leftover in path.parent.glob(f".{path.name}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
@@ -113,6 +117,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary sibling with the same suffix that replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.stem}.partial-*{path.suffix}"):
+        leftover.unlink(missing_ok=True)
     partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         yield partial
@@ -144,6 +150,20 @@ def read_json(path: Path) -> Any:
         raise _missing(path) from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); delete it and run dvc repro again") from None
+
+
+def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """A CSV artifact; InputError where it, or one of the columns needed, is missing."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    for column in columns:
+        if column not in frame:
+            raise InputError(f"{path}: column {column!r} is missing; found: {', '.join(frame.columns)}")
+    return frame
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

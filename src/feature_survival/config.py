@@ -39,7 +39,7 @@ def unknown(what: str, name: str, known: list[str]) -> InputError:
 class Section(BaseModel):
     """Base of all sections: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class Seed(NamedTuple):
@@ -319,7 +319,8 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """The keys allowed at a place in params.yaml."""
     section: Any = Params
     for part in location:
-        annotation = section.model_fields[part].annotation if hasattr(section, "model_fields") else section
-        arguments = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
-        section = arguments[-1] if arguments else annotation
+        if hasattr(section, "model_fields"):
+            section = section.model_fields[str(part)].annotation
+        else:  # a catalogue, dict[str, Section]: any name, the same fields
+            section = section.__args__[-1]
     return list(section.model_fields)

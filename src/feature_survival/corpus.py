@@ -164,10 +164,24 @@ def documents(path: Path) -> Iterator[str]:
     """The texts of a split, in file order; InputError where the file is missing."""
     try:
         with path.open(encoding="utf-8") as stream:
-            for line in stream:
-                yield json.loads(line)["text"]
+            for number, line in enumerate(stream, start=1):
+                try:
+                    text = json.loads(line)["text"]
+                except (ValueError, KeyError, TypeError):
+                    raise InputError(f"{path}: line {number}: not a document {{id, text}}; run: make data") from None
+                yield text
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run: make data") from None
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """A saved tokenizer; InputError where the file is missing or foreign."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(f"{path}: not a loadable tokenizer ({error}); run the base stage, or dvc pull") from None
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -211,7 +225,9 @@ def windows(data: Path, split: str, tokenizer: Tokenizer, length: int, count: in
         raise InputError(
             f"split {split!r} of {data} holds {available} windows of {length} tokens; {count} were asked for"
         )
-    count = count or available
+    count = available if count is None else count
+    if count == 0:
+        raise InputError(f"split {split!r} of {data} holds no whole window of {length} tokens")
     stream = np.concatenate(pieces)[: count * body].reshape(count, body)
     return torch.from_numpy(np.pad(stream, ((0, 0), (1, 0)), constant_values=bos))
 

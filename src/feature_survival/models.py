@@ -80,16 +80,24 @@ def load(folder: Path) -> PreTrainedModel:
     InputError where files are missing, truncated, foreign, or the architecture has no adapter.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
+    from transformers.utils import logging
 
-    architecture = (read_json(folder / "config.json").get("architectures") or ["(none named)"])[0]
+    config = read_json(folder / "config.json")
+    named = config.get("architectures") if isinstance(config, dict) else None
+    architecture = named[0] if isinstance(named, list) and named else "(none named)"
     adapter_for(architecture)
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # its report of missing tensors is ours to make, in one line
     try:
         model, info = getattr(transformers, architecture).from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, StrictDataclassError) as error:
         raise InputError(f"{folder}: not a loadable checkpoint ({str(error).splitlines()[0]})") from None
+    finally:
+        logging.set_verbosity(level)
     absent = sorted(info["missing_keys"])
     if absent:
         raise InputError(f"{folder}: checkpoint lacks {len(absent)} tensors of {architecture}, first {absent[0]!r}")

@@ -81,12 +81,17 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % every == 0 or step + 1 == steps:
+            held_out_loss = _held_out_loss(model, held_out, training.batch_windows)
+            if not math.isfinite(held_out_loss):
+                raise InputError(
+                    f"stage base: held-out loss is {held_out_loss} at step {step + 1} of {steps}; lower learning_rate"
+                )
             log(
                 {
                     "step": step + 1,
                     "tokens": (step + 1) * batch.numel(),
                     "train_loss": loss.item(),
-                    "held_out_loss": _held_out_loss(model, held_out, training.batch_windows),
+                    "held_out_loss": held_out_loss,
                 }
             )
     model.eval()

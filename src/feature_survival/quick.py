@@ -11,23 +11,25 @@ from typing import Any
 
 from feature_survival.config import InputError, load
 
+MARK = ".scratch-clone"  # a folder that holds it is ours to delete
+
 
 def run(root: Path, scratch: Path, overrides: list[str]) -> None:
     """Clone the checkout as it is (uncommitted changes too), override its params, `dvc repro`, show the table."""
     from ruamel.yaml import YAML
 
-    yaml = YAML()
-    _clone(root, scratch)
-    path = scratch / "params.yaml"
-    content = yaml.load(path)
     changes = dict(load(root / "params.yaml").quick)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise InputError(f"--set {override!r}: key.path=value is needed")
         changes[key] = YAML(typ="safe").load(value)
+    yaml = YAML()
+    content = yaml.load(root / "params.yaml")
     for key, value in changes.items():
         _set(content, key, value)
+    _clone(root, scratch)
+    path = scratch / "params.yaml"
     yaml.dump(content, path)
     load(path)
     # The environment's programs first: dvc and feature-survival of this interpreter, not others on the PATH.
@@ -50,8 +52,11 @@ def _clone(root: Path, scratch: Path) -> None:
     )
     if listed.returncode:
         raise InputError(f"{root.resolve()}: not a git checkout; make quick copies the files git knows")
-    if scratch.exists():
-        shutil.rmtree(scratch)
+    if scratch.exists() and any(scratch.iterdir()) and not (scratch / MARK).exists():
+        raise InputError(f"{scratch}: holds other things than a scratch clone; give an empty or new folder")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    (scratch / MARK).touch()
     for name in filter(None, listed.stdout.split("\0")):
         if (root / name).is_file():
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)

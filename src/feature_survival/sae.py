@@ -86,6 +86,8 @@ def train_sae(
 
     if len(shards) < cfg.batch_tokens:
         raise InputError(f"sae.batch_tokens: {cfg.batch_tokens} asked, the sae split has {len(shards)} tokens")
+    if cfg.k > cfg.expansion * shards.width:
+        raise InputError(f"sae.k: {cfg.k} asked, the SAE has {cfg.expansion * shards.width} features")
     device = compute_device()
     torch.manual_seed(seed.init)
     sae = TopKTrainingSAE(
@@ -121,6 +123,8 @@ def train_sae(
                 f"stage sae: {seed.name}: loss is {loss} at step {step} of {steps}; lower sae.learning_rate"
             )
         trainer.n_training_steps = step
+    if not all(torch.isfinite(weight).all() for weight in sae.parameters()):
+        raise InputError(f"stage sae: {seed.name}: weights are not finite after step {steps}; lower sae.learning_rate")
     trainer.set_final_sae_metadata()
     sae.fold_W_dec_norm()
     state = fold_normalization({name: tensor.cpu() for name, tensor in sae.state_dict().items()}, normalization)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from feature_survival.artifacts import Cell, atomic_file, read_json, training_log
+from feature_survival.artifacts import Cell, atomic_file, read_csv, read_json, training_log
 from feature_survival.config import MAIN_TAU, InputError, Params
 from feature_survival.metrics.fragility import BINS, Cluster, measure_fragility
 from feature_survival.metrics.survival import PAIRINGS, RANDOM
@@ -42,7 +42,7 @@ def run(params: Params, root: Path) -> None:
         bins, trends = _fragility(features, params)
         fragility += [{**key, **sparsity, **row} for row in bins]
         tests += [{**key, **sparsity, **row} for row in trends]
-    training = [pd.read_csv(training_log(root, model)).assign(model=model) for model in params.study.models]
+    training = [read_csv(training_log(root, model)).assign(model=model) for model in params.study.models]
     for name, table in (
         ("cells", pd.DataFrame(cells)),
         ("saes", pd.DataFrame(saes)),

@@ -8,16 +8,17 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from feature_survival.artifacts import atomic_file
+from feature_survival.artifacts import atomic_file, read_csv
 from feature_survival.config import MAIN_TAU
-from feature_survival.figures.style import read
 from feature_survival.metrics.survival import OTHER_INIT, OTHER_ORDER, SAME_SEEDS
 
 
 def cells(results: Path) -> pd.DataFrame:
     """One row a cell: achieved sparsity, perplexity, survival for three pairings at tau = .7, FVU, L0."""
-    table = read(results, "cells", ["model", "condition", "achieved_sparsity", "perplexity", "fvu", "l0", "share_dead"])
-    survival = read(results, "survival", ["model", "condition", "pairing", "tau", "survival", "low", "high"])
+    table = read_csv(
+        results / "cells.csv", ["model", "condition", "achieved_sparsity", "perplexity", "fvu", "l0", "share_dead"]
+    )
+    survival = read_csv(results / "survival.csv", ["model", "condition", "pairing", "tau", "survival", "low", "high"])
     out = pd.DataFrame(
         {
             "model": table["model"],

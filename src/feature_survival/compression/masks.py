@@ -44,7 +44,7 @@ def masks_from_scores(scores: dict[str, Tensor], sparsity: float, group: Group) 
 
 def pack(mask: Tensor) -> Tensor:
     """Bool [out, in] -> uint8 [out, ceil(in / 8)], most significant bit first, padded with zeros."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=-1))
+    return torch.from_numpy(np.packbits(np.ascontiguousarray(mask.cpu().numpy()), axis=-1))
 
 
 def unpack(packed: Tensor, width: int) -> Tensor:

@@ -13,8 +13,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from feature_survival.artifacts import read_csv
 from feature_survival.config import MAIN_TAU
-from feature_survival.figures.style import COLUMN_WIDTH, FLOOR, FULL_WIDTH, METHODS, legend_below, read
+from feature_survival.figures.style import COLUMN_WIDTH, FLOOR, FULL_WIDTH, METHODS, legend_below
 from feature_survival.metrics.survival import PAIRINGS
 
 COLUMNS = ["model", "method", "sparsity", "pairing", "quintile", "survival", "low", "high", "n_features", "n_pairs"]
@@ -22,7 +23,7 @@ COLUMNS = ["model", "method", "sparsity", "pairing", "quintile", "survival", "lo
 
 def figure(results: Path) -> Figure:
     """The figure, from `fragility.csv`."""
-    table = read(results, "fragility", COLUMNS)
+    table = read_csv(results / "fragility.csv", COLUMNS)
     models = list(table["model"].unique())
     canvas, axes = plt.subplots(
         len(PAIRINGS),

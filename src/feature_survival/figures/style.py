@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from matplotlib.figure import Figure
-
-from feature_survival.config import InputError
 
 COLUMN_WIDTH = 3.5  # inches
 FULL_WIDTH = 7.0  # two columns
@@ -39,18 +35,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "wanda": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
 }
 FLOOR: dict[str, Any] = {"color": "0.35", "linewidth": 0.9}
-
-
-def read(results: Path, table: str, columns: list[str]) -> pd.DataFrame:
-    """A results table; InputError where it, or one of the columns needed, is missing."""
-    path = results / f"{table}.csv"
-    if not path.exists():
-        raise InputError(f"{path}: no such file; run: dvc repro summarize")
-    frame = pd.read_csv(path)
-    for column in columns:
-        if column not in frame:
-            raise InputError(f"{path}: column {column!r} is missing; found: {', '.join(frame.columns)}")
-    return frame
 
 
 def legend_below(canvas: Figure, columns: int) -> None:

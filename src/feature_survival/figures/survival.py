@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from feature_survival.artifacts import read_csv
 from feature_survival.config import MAIN_TAU
-from feature_survival.figures.style import COLUMN_WIDTH, FLOOR, FULL_WIDTH, METHODS, legend_below, read
+from feature_survival.figures.style import COLUMN_WIDTH, FLOOR, FULL_WIDTH, METHODS, legend_below
 from feature_survival.metrics.survival import PAIRINGS, RANDOM, SAME_SEEDS
 
 COLUMNS = ["model", "method", "achieved_sparsity", "pairing", "tau", "survival", "low", "high", "n_features", "n_pairs"]
@@ -18,7 +19,7 @@ COLUMNS = ["model", "method", "achieved_sparsity", "pairing", "tau", "survival",
 
 def figure(results: Path) -> Figure:
     """The figure, from `survival.csv`."""
-    table = read(results, "survival", COLUMNS)
+    table = read_csv(results / "survival.csv", COLUMNS)
     table["achieved_sparsity"] *= 100
     models = list(table["model"].unique())
     canvas, axes = plt.subplots(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
-
 from feature_survival.activations import Shards, measure_normalization, write_normalization, write_shards
 from feature_survival.artifacts import Cell, atomic_directory
 from feature_survival.compression.condition import load_compressed
 from feature_survival.config import Params
-from feature_survival.corpus import windows
+from feature_survival.corpus import read_tokenizer, windows
 
 
 def run(params: Params, cell: Cell) -> None:
     """Cache the sae and evaluation splits; the dense cell adds the normalisation that all its conditions use."""
     settings = params.activations
-    tokenizer = Tokenizer.from_file(str(cell.base / "tokenizer.json"))
+    tokenizer = read_tokenizer(cell.base / "tokenizer.json")
     model = load_compressed(cell)
     site = params.model(cell.model).where
     with atomic_directory(cell.cache) as folder:

@@ -6,13 +6,12 @@ import math
 
 import pandas as pd
 import torch
-from tokenizers import Tokenizer
 
 from feature_survival.activations import Shards
 from feature_survival.artifacts import Cell, atomic_directory, read_json, write_json
 from feature_survival.compression.condition import load_compressed
 from feature_survival.config import Params, Seed
-from feature_survival.corpus import windows
+from feature_survival.corpus import read_tokenizer, windows
 from feature_survival.matching import mutual_cosine, random_dictionary
 from feature_survival.metrics.language import Splice, mean_cross_entropy, spliced_cross_entropy
 from feature_survival.metrics.reconstruction import alive, measure_reconstruction
@@ -33,7 +32,7 @@ def run(params: Params, cell: Cell) -> None:
 
 def _model_and_saes(params: Params, cell: Cell) -> dict[str, object]:
     """Perplexity of the model; FVU, L0, dead share and spliced cross-entropy of each of its SAEs."""
-    tokenizer = Tokenizer.from_file(str(cell.base / "tokenizer.json"))
+    tokenizer = read_tokenizer(cell.base / "tokenizer.json")
     count = params.activations.evaluation_windows
     tokens = windows(cell.root / "data", "evaluation", tokenizer, params.window, count)
     batch = params.activations.batch_windows

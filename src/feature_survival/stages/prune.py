@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
-
 from feature_survival.artifacts import Cell, atomic_directory
 from feature_survival.compression.calibrate import prune
 from feature_survival.compression.condition import write_condition
 from feature_survival.compression.scores import SCORES
 from feature_survival.config import Params
-from feature_survival.corpus import windows
+from feature_survival.corpus import read_tokenizer, windows
 from feature_survival.models import load
 
 
@@ -20,7 +18,7 @@ def run(params: Params, cell: Cell) -> None:
     if condition.method != "dense":
         tokens = None
         if SCORES[condition.method].needs_inputs:
-            tokenizer = Tokenizer.from_file(str(cell.base / "tokenizer.json"))
+            tokenizer = read_tokenizer(cell.base / "tokenizer.json")
             count = params.prune.calibration_windows
             tokens = windows(cell.root / "data", "calibration", tokenizer, params.window, count)
         assert condition.group is not None and condition.sequential is not None  # filled in by params.pruning
