@@ -1,6 +1,6 @@
 # The pinned environment on a CUDA base. Build: docker build -t feature-survival .
-# Run:   docker run --gpus all feature-survival make reproduce
-# Yours: docker run --gpus all -v "$PWD":/workspace feature-survival make reproduce
+# Run:   docker run --gpus all feature-survival
+# Yours: docker run --gpus all -v "$PWD":/workspace feature-survival
 FROM nvidia/cuda:12.8.1-base-ubuntu24.04
 
 RUN apt-get update \
@@ -20,4 +20,4 @@ RUN git config --system --add safe.directory /workspace \
     && useradd --create-home reader \
     && chown -R reader: /workspace
 USER reader
-CMD ["make", "reproduce"]
+CMD ["sh", "-c", "feature-survival data && dvc repro && cat paper_figures/cells.md"]

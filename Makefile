@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 FIG    ?= survival
 
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 .DEFAULT_GOAL := help
 .PHONY: help env data reproduce quick test lint figure tables lock
 

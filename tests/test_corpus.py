@@ -84,7 +84,7 @@ def test_the_splits_share_no_document_and_no_paragraph(built: Path) -> None:
 def test_documents_are_modules_in_the_split_their_id_hashes_to(built: Path) -> None:
     shares = settings_for("mpmath").shares.model_dump()
     for split, found in records(built).items():
-        assert [record["id"] for record in found] == sorted(record["id"] for record in found)
+        assert len(found) == len({record["id"] for record in found})
         for record in found:
             assert record["id"].startswith("mpmath/")
             assert "/tests/" not in record["id"]
@@ -129,14 +129,16 @@ def test_the_lock_is_read_by_lower_case_name(tmp_path: Path) -> None:
     assert read_lock(tmp_path / "lock") == {"gitpython": "3.2.1", "flufl.lock": "9.2.0"}
 
 
-def test_windows_hold_the_stream_of_documents_each_led_by_bos(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_windows_hold_the_stream_of_documents_line_by_line_with_bos_at_their_start_alone(
+    corpus: Path, tokenizer: Tokenizer
+) -> None:
     stream = []
     for text in documents(corpus / "sae.jsonl"):
-        stream += [0, *tokenizer.encode(text, add_special_tokens=False).ids]
+        stream += tokenizer.encode(f"{text}\n", add_special_tokens=False).ids
     found = windows(corpus, "sae", tokenizer, 16, None)
     assert found.dtype == torch.int64
     assert found.shape == (len(stream) // 15, 16)
-    assert (found[:, 0] == 0).all()
+    assert (found[:, 0] == 0).all() and (found[:, 1:] != 0).all()
     assert found[:, 1:].flatten().tolist() == stream[: len(stream) // 15 * 15]
 
 

@@ -100,5 +100,5 @@ def write_normalization(normalization: Normalization, folder: Path) -> None:
 
 def read_normalization(folder: Path) -> Normalization:
     """What `write_normalization` wrote."""
-    tensors = read_tensors(folder / "normalization.safetensors")
+    tensors = read_tensors(folder / "normalization.safetensors", Normalization._fields)
     return Normalization(tensors["mean"], tensors["scale"].item())

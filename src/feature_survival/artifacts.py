@@ -166,17 +166,21 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     return frame
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file; InputError where it is missing, truncated or foreign."""
+def read_tensors(path: Path, names: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file; InputError where it is missing, truncated, foreign or lacks one of `names`."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except FileNotFoundError:
         raise _missing(path) from None
     except SafetensorError as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); delete it and run dvc repro again") from None
+    for name in names:
+        if name not in tensors:
+            raise InputError(f"{path}: tensor {name!r} is missing; found: {', '.join(sorted(tensors))}")
+    return tensors
 
 
 def _missing(path: Path) -> InputError:

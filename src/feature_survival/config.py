@@ -149,9 +149,11 @@ class Condition(Section):
     sequential: bool | None = None
 
     @model_validator(mode="after")
-    def _dense_is_dense(self) -> Condition:
+    def _sparsity_fits_method(self) -> Condition:
         if self.method == "dense" and self.sparsity != 0:
             raise ValueError(f"method dense takes no sparsity, found {self.sparsity:g}")
+        if self.method != "dense" and "sparsity" not in self.model_fields_set:
+            raise ValueError(f"sparsity is missing; method {self.method} needs one in [0, 1)")
         return self
 
 
@@ -243,6 +245,11 @@ class Params(Section):
                 raise ValueError(f"{key}: a name stands twice")
         if "dense" not in self.study.conditions:
             raise ValueError("study.conditions: 'dense' is missing; every other condition is measured against it")
+        if self.metrics.splice_windows > self.activations.evaluation_windows:
+            raise ValueError(
+                f"metrics.splice_windows: {self.metrics.splice_windows} asked, "
+                f"activations.evaluation_windows has {self.activations.evaluation_windows}"
+            )
         for name in self.study.conditions:
             condition = self.pruning(name)
             if condition.method == "wanda" and condition.group == "model" and condition.sequential:

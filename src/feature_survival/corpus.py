@@ -134,7 +134,7 @@ def build_corpus(corpus: Corpus, lock: Path, out: Path) -> dict[str, tuple[int, 
     pinned = read_lock(lock)
     sources = [source for package in sorted(corpus.packages) for source in _sources(package, pinned)]
     seen: set[bytes] = set()
-    lines: dict[str, list[str]] = {split: [] for split in SPLITS}
+    kept: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
     characters = dict.fromkeys(SPLITS, 0)
     with ProcessPoolExecutor() as pool:
         extracted = pool.map(_module_prose, [path for _, path in sources], chunksize=32)
@@ -152,12 +152,15 @@ def build_corpus(corpus: Corpus, lock: Path, out: Path) -> dict[str, tuple[int, 
                 continue
             split = split_of(document, corpus.shares.model_dump())
             characters[split] += len(text)
-            lines[split].append(json.dumps({"id": document, "text": text}, ensure_ascii=False))
+            kept[split][document] = text
     with atomic_directory(out) as folder:
-        for split in SPLITS:
-            (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines[split]), encoding="utf-8")
+        for split, texts in kept.items():
+            # In the order of a hash, so that any first part of a split is a sample of all packages.
+            ordered = sorted(texts, key=lambda document: hashlib.sha256(f"order {document}".encode()).digest())
+            lines = [json.dumps({"id": document, "text": texts[document]}, ensure_ascii=False) for document in ordered]
+            (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         write_json(folder / SOURCE, corpus_source(corpus, lock))
-    return {split: (len(lines[split]), characters[split]) for split in SPLITS}
+    return {split: (len(kept[split]), characters[split]) for split in SPLITS}
 
 
 def documents(path: Path) -> Iterator[str]:
@@ -168,10 +171,14 @@ def documents(path: Path) -> Iterator[str]:
                 try:
                     text = json.loads(line)["text"]
                 except (ValueError, KeyError, TypeError):
-                    raise InputError(f"{path}: line {number}: not a document {{id, text}}; run: make data") from None
+                    raise InputError(
+                        f"{path}: line {number}: not a document {{id, text}}; run: feature-survival data --force"
+                    ) from None
                 yield text
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run: make data") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; run: feature-survival data --force") from None
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -204,7 +211,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 def windows(data: Path, split: str, tokenizer: Tokenizer, length: int, count: int | None) -> Tensor:
     """The first `count` token windows of a split, int64 [count, length]; `None` takes all there are.
 
-    Documents are joined, each led by `<bos>`, and cut; every window is led by a `<bos>` of its own.
+    Documents are joined line by line and cut; every window is led by `<bos>`, which stands nowhere else.
     Raises InputError where the split holds fewer.
     """
     import torch
@@ -215,8 +222,8 @@ def windows(data: Path, split: str, tokenizer: Tokenizer, length: int, count: in
     pieces: list[np.ndarray] = []
     total = 0
     for texts in batched(documents(data / f"{split}.jsonl"), 64):
-        for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
-            pieces.append(np.asarray([bos, *encoding.ids], dtype=np.int64))
+        for encoding in tokenizer.encode_batch_fast([f"{text}\n" for text in texts], add_special_tokens=False):
+            pieces.append(np.asarray(encoding.ids, dtype=np.int64))
             total += len(pieces[-1])
         if count is not None and total >= count * body:
             break

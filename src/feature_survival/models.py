@@ -5,6 +5,7 @@ Adding a family is one line in `ADAPTERS` and nothing anywhere else.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feature_survival.artifacts import read_json
-from feature_survival.config import InputError, Model, Site
+from feature_survival.config import InputError, Model, Site, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,6 +68,10 @@ def build(model: Model) -> PreTrainedModel:
 
     adapter_for(model.architecture)
     architecture = getattr(transformers, model.architecture)
+    known = ["attn_implementation", *(field.name for field in dataclasses.fields(architecture.config_class))]
+    for key in model.config:
+        if key not in known:
+            raise unknown(f"config of {model.architecture}", key, known)
     # Token 0 is <bos>; the tokenizer has no other special token.
     config = architecture.config_class(
         vocab_size=model.vocabulary, bos_token_id=0, eos_token_id=None, pad_token_id=None, **model.config

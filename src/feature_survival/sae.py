@@ -40,13 +40,11 @@ class Dictionary(NamedTuple):
         for key, value in expected.items():
             if config.get(key) != value:
                 raise InputError(f"{folder / 'cfg.json'}: {key} is {config.get(key)!r}; allowed: {value!r}")
-        tensors = read_tensors(folder / "sae_weights.safetensors")
-        try:
-            weights = {name: tensors[name].float() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        except KeyError as error:
-            raise InputError(f"{folder / 'sae_weights.safetensors'}: tensor {error} is missing") from None
+        if not isinstance(config.get("k"), int):
+            raise InputError(f"{folder / 'cfg.json'}: k is {config.get('k')!r}; allowed: a number of features")
+        weights = read_tensors(folder / "sae_weights.safetensors", cls._fields[:-1])
         device = compute_device()
-        return cls(**{name: weight.to(device) for name, weight in weights.items()}, k=config["k"])
+        return cls(**{name: weights[name].float().to(device) for name in cls._fields[:-1]}, k=config["k"])
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [n, d_in] -> activations float [n, k] (>= 0) and feature numbers int64 [n, k]."""

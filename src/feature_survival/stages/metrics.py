@@ -15,7 +15,8 @@ from feature_survival.corpus import read_tokenizer, windows
 from feature_survival.matching import mutual_cosine, random_dictionary
 from feature_survival.metrics.language import Splice, mean_cross_entropy, spliced_cross_entropy
 from feature_survival.metrics.reconstruction import alive, measure_reconstruction
-from feature_survival.metrics.survival import RANDOM, Pair, pairs
+from feature_survival.metrics.survival import RANDOM, pairs
+from feature_survival.progress import progress
 from feature_survival.sae import Dictionary
 
 ROWS = 16384  # activations encoded at a time
@@ -43,7 +44,8 @@ def _model_and_saes(params: Params, cell: Cell) -> dict[str, object]:
     zero = spliced_cross_entropy(model, site, torch.zeros_like, spliced, batch)
     shards = Shards(cell.cache, "evaluation")
     saes = []
-    for seed in params.sae_seeds(cell.condition):
+    seeds = params.sae_seeds(cell.condition)
+    for seed in progress(seeds, f"metrics {cell}", len(seeds), "SAE"):
         sae = Dictionary.read(cell.sae_of(seed))
         quality = measure_reconstruction(sae, shards.batches(ROWS))
         splice = Splice(plain, zero, spliced_cross_entropy(model, site, sae.reconstruct, spliced, batch))
@@ -73,29 +75,30 @@ def _features(params: Params, cell: Cell) -> pd.DataFrame:
     """One row a dense feature and pairing: is it alive, how often does it fire, where is its mutual neighbour."""
     shards = Shards(cell.dense.cache, "evaluation")
     dense = {seed: Dictionary.read(cell.dense.sae_of(seed)) for seed in params.seeds.dense}
-    rates = {seed: measure_reconstruction(sae, shards.batches(ROWS)).firing_rate for seed, sae in dense.items()}
+    rates = {
+        seed: measure_reconstruction(sae, shards.batches(ROWS)).firing_rate
+        for seed, sae in progress(dense.items(), f"dense features {cell}", len(dense), "SAE")
+    }
 
-    def rows(pair: Pair, decoder: torch.Tensor) -> pd.DataFrame:
-        rate = rates[pair.dense]
+    def rows(pairing: str, seed: Seed, other: str, decoder: torch.Tensor) -> pd.DataFrame:
         return pd.DataFrame(
             {
-                "pairing": pair.pairing,
-                "dense_seed": pair.dense.name,
-                "compressed_seed": pair.compressed.name,
-                "feature": range(len(rate)),
-                "alive": alive(rate, len(shards)).numpy(),
-                "firing_rate": rate.numpy(),
-                "mutual_cosine": mutual_cosine(dense[pair.dense].W_dec, decoder).cpu().numpy(),
+                "pairing": pairing,
+                "dense_seed": seed.name,
+                "compressed_seed": other,
+                "feature": range(len(rates[seed])),
+                "alive": alive(rates[seed], len(shards)).numpy(),
+                "firing_rate": rates[seed].numpy(),
+                "mutual_cosine": mutual_cosine(dense[seed].W_dec, decoder).cpu().numpy(),
             }
         )
 
-    is_dense = cell == cell.dense
     frames = [
-        rows(pair, Dictionary.read(cell.sae_of(pair.compressed)).W_dec)
-        for pair in pairs(params.seeds.dense, params.sae_seeds(cell.condition), is_dense)
+        rows(pair.pairing, pair.dense, pair.compressed.name, Dictionary.read(cell.sae_of(pair.compressed)).W_dec)
+        for pair in pairs(params.seeds.dense, params.sae_seeds(cell.condition), cell == cell.dense)
     ]
-    if is_dense:
-        for seed, sae in dense.items():
-            chance = random_dictionary(len(sae.W_dec), len(sae.b_dec), params.metrics.seed + seed.init)
-            frames.append(rows(Pair(RANDOM, seed, Seed(params.metrics.seed, 0)), chance))
+    if cell == cell.dense:
+        for number, (seed, sae) in enumerate(dense.items()):
+            chance = random_dictionary(len(sae.W_dec), len(sae.b_dec), params.metrics.seed + number)
+            frames.append(rows(RANDOM, seed, f"random{number}", chance))
     return pd.concat(frames, ignore_index=True)
