@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 FIG    ?= survival
 
-export PATH := $(abspath $(VENV))/bin:$(PATH)
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
 .PHONY: help env data reproduce quick test lint figure tables lock
 
@@ -20,41 +21,40 @@ env: $(VENV)/.complete ## the environment: every package as pinned in requiremen
 $(VENV)/.complete: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python >= 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 2; }
-	@echo "environment: $(VENV), from requirements.lock"
+	@echo "environment: $(VENV), about 190 packages as pinned in requirements.lock; quiet for about 2 minutes"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
 data: env ## the corpus, from the docstrings of the pinned packages (about 15 seconds), checked against data.dvc
-	@feature-survival data
-	@dvc status data.dvc
-	@dvc status --quiet data.dvc || \
-	  { echo "error: data/ is not the corpus data.dvc names; restore requirements.lock and params.yaml, or accept it: dvc commit data.dvc"; exit 2; }
+	@$(BIN)/feature-survival data
+	@$(BIN)/dvc status --quiet data.dvc || \
+	  { echo "error: data/ is not the corpus data.dvc names. Damaged: feature-survival data --force. Changed on purpose (packages, settings, code): dvc commit data.dvc"; exit 2; }
 
 reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of cells (under an hour)
-	@feature-survival check
-	@dvc repro
+	@$(BIN)/feature-survival check
+	@$(BIN)/dvc repro
 	@cat paper_figures/cells.md
 
 quick: env ## a first look in minutes: a nano model through the same stages, in the scratch clone .quick/
-	@feature-survival quick
+	@$(BIN)/feature-survival quick
 
 test: env ## the test suite, a whole miniature grid included
-	@python -m pytest
+	@$(BIN)/python -m pytest
 
 lint: env ## style and types
-	@ruff check src tests
-	@ruff format --check src tests
-	@mypy
+	@$(BIN)/ruff check src tests
+	@$(BIN)/ruff format --check src tests
+	@$(BIN)/mypy
 
 figure: env ## one figure again, e.g. make figure FIG=survival
-	@feature-survival figure $(FIG)
+	@$(BIN)/feature-survival figure $(FIG)
 
 tables: env ## the printed tables again
-	@feature-survival tables
+	@$(BIN)/feature-survival tables
 
 lock: env ## write requirements.lock anew from what is installed in the environment
 	@{ echo "# Every version, pinned. Written by: make lock"; \
-	   $(VENV)/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//'; } > requirements.lock.new
+	   $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock

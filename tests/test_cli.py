@@ -51,6 +51,13 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("corpus.shares.lm", 0.5, "corpus.shares: the four shares sum to 0.8, not to 1"),
     ("seeds.dense", [[0, 0], [0, 0]], "seeds: dense: the same [init, data] pair stands twice"),
     ("seeds.dense", [[0]], "seeds.dense.0"),
+    ("seeds.compressed", [[7, 7]], "seeds: compressed: [7, 7] has no dense SAE of the same seeds"),
+    ("conditions.wanda-50", {"method": "wanda"}, "conditions.wanda-50: sparsity is missing"),
+    ("metrics.taus", [0.6, 0.8], "metrics: taus: 0.7 must be among them"),
+    ("metrics.splice_windows", 10_000, "metrics.splice_windows: 10000 asked, activations.evaluation_windows has"),
+    ("window", 256, "window: 256 is longer than the 128 positions of model mini-gemma3"),
+    ("sae.learning_rate", float("inf"), "sae.learning_rate: input should be a finite number"),
+    ("study.figures", ["survivl"], "study.figures: unknown name 'survivl'; did you mean 'survival'?"),
     ("metrics.taus", [0.7, 1.5], "metrics.taus.1: input should be less than 1, found 1.5"),
     ("sae.k", 0, "sae.k: input should be greater than 0, found 0"),
     ("sae.k", "many", "sae.k: input should be a valid integer"),
@@ -164,8 +171,20 @@ def test_quick_refuses_a_folder_that_is_no_scratch_clone_of_its_own(cli: Cli, tm
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
-    assert cli(TOP, "quick", str(precious), "--set", "no.such.key=1").code == 2
+    ended = cli(TOP, "quick", str(precious))
+    assert ended.code == 2 and "holds other things than a scratch clone" in ended.err
     assert (precious / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [("no.such.key=1", "no such key"), ("window", "key.path=value"), ("window=[", "not YAML"), ("window.x=1", "window"),
+     ("window=1", "window")],
+)  # fmt: skip
+def test_quick_refuses_a_wrong_override_and_makes_no_clone(cli: Cli, tmp_path: Path, override: str, part: str) -> None:
+    ended = cli(TOP, "quick", str(tmp_path / "clone"), "--set", override)
+    assert ended.code == 2 and part in ended.err and len(ended.err.splitlines()) == 1
+    assert not (tmp_path / "clone").exists()
 
 
 def test_help_lists_every_subcommand(cli: Cli, tmp_path: Path) -> None:

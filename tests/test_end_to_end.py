@@ -98,21 +98,32 @@ def test_a_stage_run_again_gives_the_same_bytes(scratch, stage):
     assert digests(folder) == first
 
 
-def test_a_killed_stage_leaves_the_old_artifact_and_its_rerun_gives_the_same_bytes(scratch):
-    folder = scratch / "artifacts" / "nano-llama3" / "base"
+@pytest.mark.parametrize(
+    ("folder", "command", "halfway"),
+    [
+        ("base", ["base", "nano-llama3"], ".base.partial-*"),
+        (
+            "dense/sae",
+            ["sae", "nano-llama3", "dense"],
+            ".sae.partial-*/init0-data0/cfg.json",
+        ),  # one SAE of five is written
+    ],
+)
+def test_a_killed_stage_leaves_the_old_artifact_and_its_rerun_gives_the_same_bytes(scratch, folder, command, halfway):
+    folder = scratch / "artifacts" / "nano-llama3" / folder
     first = digests(folder)
-    command = ["feature-survival", "base", "nano-llama3"]
+    command = ["feature-survival", *command]
     running = subprocess.Popen(command, cwd=scratch, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(folder.parent.glob(".base.partial-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not list(folder.parent.glob(halfway)) and time.monotonic() < deadline:
+        time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
-    assert list(folder.parent.glob(".base.partial-*"))
+    assert list(folder.parent.glob(halfway))
     assert digests(folder) == first
     assert program(scratch, *command).returncode == 0
     assert digests(folder) == first
-    assert not list(folder.parent.glob(".base.partial-*"))
+    assert not list(folder.parent.glob(f".{folder.name}.partial-*"))
 
 
 def test_a_cell_without_metrics_is_named_and_no_table_is_touched(scratch):

@@ -130,7 +130,8 @@ def test_the_first_position_keeps_its_own_activations(llama: PreTrainedModel, to
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_dictionary_read_from_disk_splices_into_a_model_on_the_gpu(llama: PreTrainedModel, tokens: Tensor) -> None:
-    sae = Dictionary(torch.randn(32, 64), torch.zeros(64), torch.randn(64, 32), torch.zeros(32), k=4)
-    on_cpu = spliced_cross_entropy(llama, SITE, sae.reconstruct, tokens, 6)
-    assert spliced_cross_entropy(llama.cuda(), SITE, sae.reconstruct, tokens, 6) == pytest.approx(on_cpu, rel=1e-3)
+def test_a_dictionary_splices_into_a_model_on_the_gpu_as_on_the_cpu(llama: PreTrainedModel, tokens: Tensor) -> None:
+    weights = [torch.randn(32, 64), torch.zeros(64), torch.randn(64, 32), torch.zeros(32)]
+    on_cpu = spliced_cross_entropy(llama, SITE, Dictionary(*weights, k=4).reconstruct, tokens, 6)
+    on_gpu = Dictionary(*(weight.cuda() for weight in weights), k=4)
+    assert spliced_cross_entropy(llama.cuda(), SITE, on_gpu.reconstruct, tokens, 6) == pytest.approx(on_cpu, rel=1e-3)

@@ -160,10 +160,25 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
         frame = pd.read_csv(path)
     except FileNotFoundError:
         raise _missing(path) from None
+    except ValueError as error:  # pandas' parser errors
+        raise InputError(f"{path}: not a readable CSV ({str(error).splitlines()[0]}); run dvc repro") from None
     for column in columns:
         if column not in frame:
             raise InputError(f"{path}: column {column!r} is missing; found: {', '.join(frame.columns)}")
     return frame
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A parquet artifact; InputError where it is missing or broken."""
+    import pandas as pd
+    from pyarrow.lib import ArrowInvalid
+
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ArrowInvalid as error:
+        raise InputError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); run dvc repro") from None
 
 
 def read_tensors(path: Path, names: Iterable[str] = ()) -> dict[str, torch.Tensor]:

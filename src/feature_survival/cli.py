@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from feature_survival.config import InputError, Params, load
+from feature_survival.config import InputError, Params, load, unknown
 
 app = typer.Typer(
     help=(
@@ -46,7 +46,12 @@ def _deterministic() -> None:
 @app.command()
 def check() -> None:
     """Check params.yaml and name what the grid holds; changes nothing."""
+    from feature_survival.figures import FIGURES
+
     params = _params()
+    for name in params.study.figures:
+        if name not in FIGURES:
+            raise unknown("params.yaml: study.figures", name, FIGURES)
     cells = len(params.study.models) * len(params.study.conditions)
     typer.echo(
         f"params.yaml: {len(params.study.models)} models x {len(params.study.conditions)} conditions = {cells} cells"
@@ -163,4 +168,7 @@ def main() -> None:
         app()
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a read-only folder
+        typer.echo(f"error: {error.filename or 'writing'}: {error.strerror or error}", err=True)
         sys.exit(2)

@@ -199,6 +199,9 @@ class Seeds(Section):
         for key, seeds in (("dense", self.dense), ("compressed", self.compressed)):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"{key}: the same [init, data] pair stands twice")
+        for seed in self.compressed:
+            if seed not in self.dense:
+                raise ValueError(f"compressed: {list(seed)} has no dense SAE of the same seeds; add it to dense")
         return self
 
 
@@ -250,6 +253,11 @@ class Params(Section):
                 f"metrics.splice_windows: {self.metrics.splice_windows} asked, "
                 f"activations.evaluation_windows has {self.activations.evaluation_windows}"
             )
+        for name in self.study.models:
+            config = self.models[name].config
+            longest = config.get("max_position_embeddings", config.get("n_positions", self.window))
+            if self.window > longest:
+                raise ValueError(f"window: {self.window} is longer than the {longest} positions of model {name}")
         for name in self.study.conditions:
             condition = self.pruning(name)
             if condition.method == "wanda" and condition.group == "model" and condition.sequential:
@@ -289,7 +297,7 @@ def load(path: Path) -> Params:
     try:
         raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run from the repository's top, or give --params") from None
+        raise InputError(f"{path}: no such file; run from the repository's top") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise InputError(f"{path}: line {line}: {(error.problem or 'not YAML').splitlines()[0]}") from None
@@ -297,10 +305,15 @@ def load(path: Path) -> Params:
         raise InputError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: found {type(raw).__name__}; a mapping of sections is needed")
+    return validate(raw, str(path))
+
+
+def validate(raw: Any, where: str) -> Params:
+    """Check the content of params.yaml; `where` leads the message."""
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{path}: {_one_line(error)}") from None
+        raise InputError(f"{where}: {_one_line(error)}") from None
 
 
 def _one_line(error: ValidationError) -> str:

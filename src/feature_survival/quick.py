@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from feature_survival.config import InputError, load
+from feature_survival.config import InputError, load, validate
 
 MARK = ".scratch-clone"  # a folder that holds it is ours to delete
 
@@ -17,21 +18,24 @@ MARK = ".scratch-clone"  # a folder that holds it is ours to delete
 def run(root: Path, scratch: Path, overrides: list[str]) -> None:
     """Clone the checkout as it is (uncommitted changes too), override its params, `dvc repro`, show the table."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     changes = dict(load(root / "params.yaml").quick)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise InputError(f"--set {override!r}: key.path=value is needed")
-        changes[key] = YAML(typ="safe").load(value)
+        try:
+            changes[key] = YAML(typ="safe").load(value)
+        except YAMLError:
+            raise InputError(f"--set {override!r}: {value!r} is not YAML") from None
     yaml = YAML()
     content = yaml.load(root / "params.yaml")
     for key, value in changes.items():
         _set(content, key, value)
+    validate(json.loads(json.dumps(content)), "params.yaml with the overrides")
     _clone(root, scratch)
-    path = scratch / "params.yaml"
-    yaml.dump(content, path)
-    load(path)
+    yaml.dump(content, scratch / "params.yaml")
     # The environment's programs first: dvc and feature-survival of this interpreter, not others on the PATH.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in (["feature-survival", "data"], ["dvc", "repro"]):
@@ -52,6 +56,8 @@ def _clone(root: Path, scratch: Path) -> None:
     )
     if listed.returncode:
         raise InputError(f"{root.resolve()}: not a git checkout; make quick copies the files git knows")
+    if scratch.exists() and not scratch.is_dir():
+        raise InputError(f"{scratch}: is a file; give an empty or new folder")
     if scratch.exists() and any(scratch.iterdir()) and not (scratch / MARK).exists():
         raise InputError(f"{scratch}: holds other things than a scratch clone; give an empty or new folder")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -69,7 +75,9 @@ def _set(content: Any, key: str, value: Any) -> None:
     """Set `a.b.c` in nested mappings; InputError where a part of the way does not exist."""
     *way, last = key.split(".")
     for part in way:
-        if part not in content:
-            raise InputError(f"override {key!r}: params.yaml has no {part!r}; known here: {', '.join(content)}")
+        if not isinstance(content, dict) or part not in content:
+            raise InputError(f"override {key!r}: params.yaml has no such key")
         content = content[part]
+    if not isinstance(content, dict):
+        raise InputError(f"override {key!r}: {way[-1]!r} holds no further keys")
     content[last] = value

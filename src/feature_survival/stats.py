@@ -28,14 +28,15 @@ def cluster_mean(clusters: list[np.ndarray]) -> np.ndarray:
     return np.mean([cluster.mean(axis=0) for cluster in clusters], axis=0)
 
 
-def cluster_replicates(clusters: list[np.ndarray], samples: int, seed: int) -> np.ndarray:
+def cluster_replicates(clusters: list[np.ndarray], samples: int, seed: int, stream: int = 0) -> np.ndarray:
     """Two-stage bootstrap of `cluster_mean`, float64 [samples, m].
 
-    clusters: one [n_r, m] array a cluster (a pair of SAEs), rows its features, columns statistics that are
-    resampled together. Each sample draws clusters with replacement, then rows within each drawn one. The draws of
-    clusters depend on the seed alone, so replicates of two quantities of the same clusters may be subtracted.
+    clusters: one [n_r, m] array a cluster (a dense SAE), rows its features, columns statistics that are resampled
+    together. Each sample draws clusters with replacement, then rows within each drawn one. Which clusters are drawn
+    depends on the seed alone, which rows on the stream too: replicates of two sets of features of the same SAEs
+    (two streams) may be subtracted.
     """
-    which, rows = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+    which, rows = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1, stream])
     means = np.empty((len(clusters), samples, clusters[0].shape[1]))
     for position in range(len(clusters)):  # one place in the resampled list of clusters
         drawn = which.integers(len(clusters), size=samples)

@@ -3,97 +3,135 @@
 `cells.csv` one row a cell · `saes.csv` one row an SAE · `survival.csv` one row a cell, pairing and tau ·
 `fragility.csv` one row a cell, pairing and quintile of firing rate · `fragility_tests.csv` one row a cell and pairing ·
 `training.csv` losses of the base models
+
+In survival and fragility a dense feature counts once: its survival is the share of the SAEs it is paired with in which
+it is found again. Intervals resample dense SAEs, then features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from feature_survival.artifacts import Cell, atomic_file, read_csv, read_json, training_log
+from feature_survival.artifacts import Cell, atomic_file, read_csv, read_json, read_parquet, training_log
 from feature_survival.config import MAIN_TAU, InputError, Params
 from feature_survival.metrics.fragility import BINS, Cluster, measure_fragility
 from feature_survival.metrics.survival import PAIRINGS, RANDOM
 from feature_survival.stats import cluster_bootstrap
 
+Row = dict[str, object]
+
 
 def run(params: Params, root: Path) -> None:
     """Write all tables. A cell of the grid whose metrics are absent is an error that names it."""
     grid = [Cell(root, model, condition) for model in params.study.models for condition in params.study.conditions]
-    absent = [str(cell) for cell in grid if not (cell.metrics / "metrics.json").exists()]
+    absent = [str(cell) for cell in grid if not cell.metrics.exists()]
     if absent:
         raise InputError(
             f"results: {len(absent)} of {len(grid)} cells have no metrics: {', '.join(absent)}; run dvc repro"
         )
-    cells, saes, survival, fragility, tests = [], [], [], [], []
+    tables: dict[str, list[Row]] = {name: [] for name in ("cells", "saes", "survival", "fragility", "fragility_tests")}
     for cell in grid:
-        numbers = read_json(cell.metrics / "metrics.json")
-        condition = params.pruning(cell.condition)
-        key = {"model": cell.model, "condition": cell.condition, "method": condition.method}
-        own = [{**key, **sae} for sae in numbers.pop("saes")]
-        means = pd.DataFrame(own)[["fvu", "l0", "share_dead", "ce_sae", "ce_loss_score"]].mean().to_dict()
-        cells.append({**key, "sparsity": condition.sparsity, **numbers, **means, "n_saes": len(own)})
-        saes += own
-        sparsity = {"sparsity": condition.sparsity, "achieved_sparsity": numbers["achieved_sparsity"]}
-        features = pd.read_parquet(cell.metrics / "features.parquet")
-        features = features[features["alive"]]
-        survival += [{**key, **sparsity, **row} for row in _survival(features, params)]
-        bins, trends = _fragility(features, params)
-        fragility += [{**key, **sparsity, **row} for row in bins]
-        tests += [{**key, **sparsity, **row} for row in trends]
+        for name, rows in _cell_rows(params, cell).items():
+            tables[name] += rows
     training = [read_csv(training_log(root, model)).assign(model=model) for model in params.study.models]
-    for name, table in (
-        ("cells", pd.DataFrame(cells)),
-        ("saes", pd.DataFrame(saes)),
-        ("survival", pd.DataFrame(survival)),
-        ("fragility", pd.DataFrame(fragility)),
-        ("fragility_tests", pd.DataFrame(tests)),
-        ("training", pd.concat(training)),
-    ):
+    for name, table in {
+        **{name: pd.DataFrame(rows) for name, rows in tables.items()},
+        "training": pd.concat(training),
+    }.items():
         with atomic_file(root / "results" / f"{name}.csv") as path:
             table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
-def _pairs(features: pd.DataFrame, pairing: str) -> list[pd.DataFrame]:
-    """The alive features of each pair of SAEs that stands in a pairing."""
-    of_pairing = features[features["pairing"] == pairing]
-    return [group for _, group in of_pairing.groupby(["dense_seed", "compressed_seed"])]
-
-
-def _survival(features: pd.DataFrame, params: Params) -> list[dict[str, object]]:
-    """Survival of the alive dense features for each pairing and tau, with its cluster-bootstrap interval."""
-    taus = params.metrics.taus
-    rows: list[dict[str, object]] = []
+def _cell_rows(params: Params, cell: Cell) -> dict[str, list[Row]]:
+    """A cell's rows of every table."""
+    numbers = read_json(cell.metrics / "metrics.json")
+    features = read_parquet(cell.metrics / "features.parquet")
+    condition = params.pruning(cell.condition)
+    key: Row = {"model": cell.model, "condition": cell.condition, "series": _series(params, cell.condition)}
+    saes = [{**key, **sae} for sae in numbers.pop("saes")]
+    means = pd.DataFrame(saes)[["fvu", "l0", "share_dead", "ce_sae", "ce_loss_score"]].mean().to_dict()
+    rows: dict[str, list[Row]] = {
+        "cells": [{**key, "sparsity": condition.sparsity, **numbers, **means, "n_saes": len(saes)}],
+        "saes": saes,
+        "survival": [],
+        "fragility": [],
+        "fragility_tests": [],
+    }
+    key |= {"sparsity": condition.sparsity, "achieved_sparsity": numbers["achieved_sparsity"]}
     for pairing in (*PAIRINGS, RANDOM):
-        clusters = [pair["mutual_cosine"].to_numpy()[:, None] >= taus for pair in _pairs(features, pairing)]
-        if not clusters:
+        found = features[features["pairing"] == pairing]
+        if found.empty:  # the dense cell has no SAE with the seeds of another one
             continue
-        estimates = cluster_bootstrap(clusters, params.metrics.bootstrap_samples, params.metrics.seed)
-        for tau, estimate in zip(taus, estimates, strict=True):
-            shares = {"survival": estimate.mean, "low": estimate.low, "high": estimate.high}
-            counts = {"n_features": sum(map(len, clusters)), "n_pairs": len(clusters)}
-            rows.append({"pairing": pairing, "tau": tau, **shares, **counts})
+        alive = found[found["alive"]]
+        if set(alive["dense_seed"]) != set(found["dense_seed"]):
+            silent = sorted(set(found["dense_seed"]) - set(alive["dense_seed"]))[0]
+            raise InputError(f"{cell}: no feature of the dense SAE {silent} is alive; train it on more tokens")
+        counts: Row = {
+            "n_features": len(alive[["dense_seed", "feature"]].drop_duplicates()),
+            "n_saes": alive["dense_seed"].nunique(),
+            "n_pairs": len(alive[["dense_seed", "compressed_seed"]].drop_duplicates()),
+        }
+        rows["survival"] += [{**key, **row, **counts} for row in _survival(alive, params, pairing)]
+        if pairing != RANDOM:
+            bins, trend = _fragility(alive, params, pairing)
+            rows["fragility"] += [{**key, **row, **counts} for row in bins]
+            rows["fragility_tests"] += [{**key, **row, **counts} for row in trend]
     return rows
 
 
-def _fragility(features: pd.DataFrame, params: Params) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Survival by quintile of dense firing rate for each pairing, and the tests of a trend, at the main tau."""
-    bins: list[dict[str, object]] = []
-    tests: list[dict[str, object]] = []
-    for pairing in PAIRINGS:
-        clusters = [
-            Cluster(pair["firing_rate"].to_numpy(), pair["mutual_cosine"].to_numpy() >= MAIN_TAU)
-            for pair in _pairs(features, pairing)
-        ]
-        if not clusters:
-            continue
-        found = measure_fragility(clusters, params.metrics.bootstrap_samples, params.metrics.seed)
-        counts = {"n_features": found.n_features, "n_pairs": len(clusters)}
-        for number, estimate in enumerate(found.quintiles, start=1):
-            shares = {"survival": estimate.mean, "low": estimate.low, "high": estimate.high}
-            bins.append({"pairing": pairing, "quintile": number, **shares, **counts})
-        gap = {"gap": found.gap.mean, "gap_low": found.gap.low, "gap_high": found.gap.high}
-        trend = {"rho_bins": found.rho_bins, "p_bins": found.p_bins, "n_bins": BINS, "rho_features": found.rho_features}
-        tests.append({"pairing": pairing, **gap, **trend, **counts})
-    return bins, tests
+def _series(params: Params, name: str) -> str:
+    """What a condition shares with others of its kind, whatever the sparsity: the line it is drawn on."""
+    condition = params.pruning(name)
+    defaults = {"group": params.prune.group, "sequential": params.prune.sequential}
+    differing = [f"{key}={found}" for key, default in defaults.items() if (found := getattr(condition, key)) != default]
+    return " ".join([condition.method, *differing])
+
+
+def _by_dense_sae(alive: pd.DataFrame, columns: list[str]) -> Iterator[pd.DataFrame]:
+    """For each dense SAE one row a feature: means of `columns` over the SAEs it is paired with."""
+    for _, of_sae in alive.groupby("dense_seed"):
+        yield of_sae.groupby("feature")[columns].mean()
+
+
+def _survival(alive: pd.DataFrame, params: Params, pairing: str) -> Iterator[Row]:
+    """Survival of the alive dense features at each tau, with its interval."""
+    taus = params.metrics.taus
+    found = alive.assign(**{str(tau): alive["mutual_cosine"] >= tau for tau in taus})
+    clusters = [sae.to_numpy() for sae in _by_dense_sae(found, [str(tau) for tau in taus])]
+    estimates = cluster_bootstrap(clusters, params.metrics.bootstrap_samples, params.metrics.seed)
+    for tau, estimate in zip(taus, estimates, strict=True):
+        yield {"pairing": pairing, "tau": tau, "survival": estimate.mean, "low": estimate.low, "high": estimate.high}
+
+
+def _fragility(alive: pd.DataFrame, params: Params, pairing: str) -> tuple[list[Row], list[Row]]:
+    """Survival by quintile of dense firing rate at the main tau, and the tests of a trend.
+
+    No rows where a dense SAE has fewer alive features than there are quintiles.
+    """
+    found = alive.assign(survived=alive["mutual_cosine"] >= MAIN_TAU)
+    clusters = [
+        Cluster(sae["firing_rate"].to_numpy(), sae["survived"].to_numpy())
+        for sae in _by_dense_sae(found, ["firing_rate", "survived"])
+    ]
+    if min(len(cluster.survived) for cluster in clusters) < BINS:
+        return [], []
+    measured = measure_fragility(clusters, params.metrics.bootstrap_samples, params.metrics.seed)
+    bins: list[Row] = [
+        {"pairing": pairing, "quintile": number, "survival": mean, "low": low, "high": high}
+        for number, (mean, low, high) in enumerate(measured.quintiles, start=1)
+    ]
+    gap, low, high = measured.gap
+    trend: Row = {
+        "pairing": pairing,
+        "gap": gap,
+        "gap_low": low,
+        "gap_high": high,
+        "rho_bins": measured.rho_bins,
+        "p_bins": measured.p_bins,
+        "n_bins": BINS,
+        "rho_features": measured.rho_features,
+    }
+    return bins, [trend]

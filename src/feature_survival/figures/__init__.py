@@ -11,23 +11,20 @@ from pathlib import Path
 from feature_survival.artifacts import atomic_file
 from feature_survival.config import unknown
 
-FIGURES = {
-    "fragility": "feature_survival.figures.fragility",
-    "survival": "feature_survival.figures.survival",
-}
+FIGURES = ["fragility", "survival"]  # a module of this package each
 
 
 def draw(name: str, results: Path, folder: Path) -> list[Path]:
     """Draw one figure as PDF and PNG; InputError lists the known names. Returns the files written."""
     if name not in FIGURES:
-        raise unknown("figure", name, list(FIGURES))
+        raise unknown("figure", name, FIGURES)
     import matplotlib
 
     matplotlib.use("Agg")
     from feature_survival.figures.style import STYLE
 
     with matplotlib.rc_context(STYLE):
-        figure = import_module(FIGURES[name]).figure(results)
+        figure = import_module(f"{__name__}.{name}").figure(results)
         written = []
         for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
             with atomic_file(folder / f"{name}{suffix}") as path:

@@ -14,10 +14,10 @@ BINS = 5
 
 
 class Cluster(NamedTuple):
-    """The alive features of one pair of SAEs."""
+    """The alive features of one dense SAE."""
 
-    firing_rate: np.ndarray  # [n], of the dense feature on dense activations
-    survived: np.ndarray  # bool [n]
+    firing_rate: np.ndarray  # [n], on dense activations
+    survived: np.ndarray  # [n] in 0-1: share of the SAEs it is paired with in which the feature is found again
 
 
 class Fragility(NamedTuple):
@@ -27,8 +27,7 @@ class Fragility(NamedTuple):
     gap: Estimate  # S(rarest quintile) - S(most frequent)
     rho_bins: float  # the published statistic: Spearman over the five bin means
     p_bins: float  # exact, two-sided; with five bins never below 1/60
-    rho_features: float  # Spearman over features, mean over pairs of SAEs
-    n_features: int
+    rho_features: float  # Spearman over features, mean over dense SAEs
 
 
 def quintiles(values: np.ndarray) -> np.ndarray:
@@ -50,23 +49,23 @@ def exact_spearman(y: np.ndarray) -> tuple[float, float]:
 
 
 def measure_fragility(clusters: list[Cluster], samples: int, seed: int) -> Fragility:
-    """All statistics of one cell and pairing; intervals from the two-stage bootstrap over pairs x features.
+    """All statistics of one cell and pairing; intervals from the two-stage bootstrap over SAEs x features.
 
-    ValueError where a pair has fewer than five alive features.
+    ValueError where an SAE has fewer than five alive features.
     """
     fewest = min(len(rate) for rate, _ in clusters)
     if fewest < BINS:
-        raise ValueError(f"fragility needs at least {BINS} alive features a pair of SAEs, found {fewest}")
+        raise ValueError(f"fragility needs at least {BINS} alive features an SAE, found {fewest}")
     bins = [quintiles(rate) for rate, _ in clusters]
     means, replicates = [], []
     for number in range(BINS):
         within = [survived[of == number, None] for (_, survived), of in zip(clusters, bins, strict=True)]
         means.append(float(cluster_mean(within)[0]))
-        replicates.append(cluster_replicates(within, samples, seed)[:, 0])
+        replicates.append(cluster_replicates(within, samples, seed, stream=number)[:, 0])
     by_quintile = [interval(mean, drawn) for mean, drawn in zip(means, replicates, strict=True)]
     gap = interval(means[0] - means[-1], replicates[0] - replicates[-1])
     rho_bins, p_bins = exact_spearman(np.array(means))
     varied = [(rate, survived) for rate, survived in clusters if len(set(survived)) > 1 and len(set(rate)) > 1]
     rhos = [float(spearmanr(rate, survived).statistic) for rate, survived in varied]
     rho_features = float(np.mean(rhos)) if rhos else float("nan")
-    return Fragility(by_quintile, gap, rho_bins, p_bins, rho_features, sum(len(rate) for rate, _ in clusters))
+    return Fragility(by_quintile, gap, rho_bins, p_bins, rho_features)
