@@ -52,7 +52,8 @@ def _cell_rows(params: Params, cell: Cell) -> dict[str, list[Row]]:
     condition = params.pruning(cell.condition)
     key: Row = {"model": cell.model, "condition": cell.condition, "series": _series(params, cell.condition)}
     saes = [{**key, **sae} for sae in numbers.pop("saes")]
-    means = pd.DataFrame(saes)[["fvu", "l0", "share_dead", "ce_sae", "ce_loss_score"]].mean().to_dict()
+    frame = pd.DataFrame(saes)
+    means = {name: frame[name].mean() for name in ("fvu", "l0", "share_dead", "ce_sae", "ce_loss_score")}
     rows: dict[str, list[Row]] = {
         "cells": [{**key, "sparsity": condition.sparsity, **numbers, **means, "n_saes": len(saes)}],
         "saes": saes,
