@@ -45,6 +45,7 @@ LOOKS: list[dict[str, Any]] = [
     {"color": "#56B4E9", "marker": "P", "linestyle": (0, (3, 1, 1, 1))},
 ]
 FLOOR: dict[str, Any] = {"color": "0.35", "linewidth": 0.9}
+PAPER: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}  # behind text
 DENSE = "dense"
 
 
@@ -85,7 +86,7 @@ def write_counts(axis: Axes, rows: pd.DataFrame) -> None:
     counts = rows["n_features"]
     span = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()}-{counts.max()}"
     note = f"n = {span} features of {rows['n_saes'].max()} dense SAEs"
-    axis.text(0.03, 0.05, note, transform=axis.transAxes, fontsize=6.5, color="0.3")
+    axis.text(0.03, 0.05, note, transform=axis.transAxes, fontsize=6.5, color="0.3", bbox=PAPER)
 
 
 def _legend_below(canvas: Figure, columns: int) -> None:
