@@ -175,7 +175,7 @@ def write_params(shipped: dict[str, Any]) -> WriteParams:
             place = content
             for part in way:
                 place = place[part]
-            place[last] = value
+            place[last] = copy.deepcopy(value)
         YAML(typ="safe").dump(content, folder / "params.yaml")
         return folder / "params.yaml"
 
