@@ -32,10 +32,10 @@ data: env ## the corpus, from the docstrings of the pinned packages (about 15 se
 	@$(BIN)/dvc status --quiet data.dvc || \
 	  { echo "error: data/ is not the corpus data.dvc names. Damaged: feature-survival data --force. Changed on purpose (packages, settings, code): dvc commit data.dvc"; exit 2; }
 
-reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of cells (under an hour)
+reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of claims (about an hour)
 	@$(BIN)/feature-survival check
 	@$(BIN)/dvc repro
-	@cat paper_figures/cells.md
+	@cat paper_figures/claims.md
 
 quick: env ## a first look in minutes: a nano model through the same stages, in the scratch clone .quick/
 	@$(BIN)/feature-survival quick
@@ -44,15 +44,16 @@ test: env ## the test suite, a whole miniature grid included
 	@$(BIN)/python -m pytest
 
 lint: env ## style and types
-	@$(BIN)/ruff check src tests
-	@$(BIN)/ruff format --check src tests
+	@$(BIN)/ruff check src tests benchmarks
+	@$(BIN)/ruff format --check src tests benchmarks
 	@$(BIN)/mypy
 
 figure: env ## one figure again, e.g. make figure FIG=survival
 	@$(BIN)/feature-survival figure $(FIG)
 
-tables: env ## the printed tables again
+tables: env ## the printed tables and the claims again
 	@$(BIN)/feature-survival tables
+	@$(BIN)/feature-survival claims
 
 lock: env ## write requirements.lock anew from what is installed in the environment
 	@{ echo "# Every version, pinned. Written by: make lock"; \

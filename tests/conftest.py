@@ -164,7 +164,7 @@ def shipped() -> dict[str, Any]:
 WriteParams = Callable[[Path, dict[str, Any]], Path]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_params(shipped: dict[str, Any]) -> WriteParams:
     """Write a params.yaml: the repository's, with values at dotted keys changed."""
 
@@ -197,6 +197,8 @@ TINY_STUDY: dict[str, Any] = {
     "sae.batch_tokens": 64,
     "sae.warmup_steps": 2,
     "metrics.splice_windows": 4,
+    "metrics.causal_features": 10,
+    "metrics.causal_windows": 2,
     "metrics.bootstrap_samples": 20,
     "seeds": {"dense": [[0, 0], [1, 1]], "compressed": [[0, 0]]},
 }

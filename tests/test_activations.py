@@ -19,8 +19,9 @@ from feature_survival.activations import (
     write_normalization,
     write_shards,
 )
-from feature_survival.config import InputError, Site
+from feature_survival.config import Site
 from feature_survival.models import read_site
+from feature_survival.schema import InputError
 
 SITE = Site("resid_post", 1)
 ROWS = 6 * 15

@@ -15,7 +15,7 @@ from conftest import contents, truncate
 from safetensors.torch import save_file
 
 from feature_survival.artifacts import atomic_directory, atomic_file, read_json, read_tensors, write_json
-from feature_survival.config import InputError
+from feature_survival.schema import InputError
 
 Atomic = Callable[[Path], AbstractContextManager[Path]]
 KINDS = pytest.mark.parametrize("atomic", [atomic_directory, atomic_file])

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_STUDY, TOP, Ended, WriteParams, contents, truncate
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 Cli = Callable[..., Ended]
-COMMANDS = ["check", "data", "base", "prune", "cache", "sae", "metrics", "summarize", "figure", "tables", "quick"]
+STAGES = ["data", "base", "prune", "cache", "sae", "metrics", "summarize", "figure", "tables", "claims"]
+COMMANDS = ["check", *STAGES, "quick"]
 
 
 def assert_refused(ended: Ended, message: str) -> None:
@@ -62,7 +63,7 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("sae.k", 0, "sae.k: input should be greater than 0, found 0"),
     ("sae.k", "many", "sae.k: input should be a valid integer"),
     ("window", 1, "window: input should be greater than or equal to 2, found 1"),
-    ("metrics", {}, "metrics.taus: this key is missing (and 3 more)"),
+    ("metrics", {}, "metrics.taus: this key is missing (and 5 more)"),
 ]
 
 
@@ -95,7 +96,8 @@ REFUSED: list[tuple[str, Damage, str]] = [
     ("base tin", lambda _: None, "model: unknown name 'tin'"),
     ("figure survivl", lambda _: None, "figure: unknown name 'survivl'; did you mean 'survival'?"),
     ("figure survival", lambda _: None, "results/survival.csv: no such file"),
-    ("tables", lambda _: None, "results/cells.csv: no such file"),
+    ("tables", lambda _: None, "results/models.csv: no such file"),
+    ("claims", lambda _: None, "claims.yaml: no such file"),
     ("summarize", lambda _: None, "3 of 3 cells have no metrics: tiny/dense, tiny/magnitude-50, tiny/wanda-50"),
     ("check", lambda top: (top / "params.yaml").unlink(), "params.yaml: no such file"),
     ("base tiny", lambda top: (top / "data/lm.jsonl").unlink(), "data/lm.jsonl: no such file; run: make data"),
@@ -106,7 +108,6 @@ REFUSED: list[tuple[str, Damage, str]] = [
     ("prune tiny wanda-50", lambda top: truncate(base(top, "tokenizer.json")), "base/tokenizer.json"),
     ("cache tiny dense", lambda top: base(top, "tokenizer.json").unlink(), "base/tokenizer.json"),
     ("cache tiny dense", lambda _: None, "dense/prune/masks.safetensors: no such file"),
-    ("metrics tiny dense", lambda top: base(top, "tokenizer.json").unlink(), "base/tokenizer.json"),
     ("metrics tiny dense", lambda _: None, "no such file"),
     ("sae tiny dense", lambda _: None, "dense/cache: no sae shards; run the cache stage"),
 ]
@@ -120,6 +121,17 @@ def test_a_stage_without_its_input_is_refused_and_writes_no_file(
     before = contents(project)
     assert_refused(cli(project, *command.split()), message)
     assert contents(project) == before
+
+
+def test_a_dense_sae_of_which_no_feature_is_alive_is_named(project: Path, cli: Cli) -> None:
+    for stage in ("prune", "cache", "sae"):
+        assert cli(project, stage, "tiny", "dense").code == 0
+    weights = project / "artifacts" / "tiny" / "dense" / "sae" / "init0-data0" / "sae_weights.safetensors"
+    silent = load_file(weights)
+    silent["b_enc"] -= 1e6
+    save_file(silent, weights)
+    assert_refused(cli(project, "metrics", "tiny", "dense"), "no feature of tiny/dense's SAE init0-data0 is alive")
+    assert not (project / "artifacts" / "metrics").exists()
 
 
 TOO_MUCH: list[tuple[str, str, Any, str]] = [
@@ -205,7 +217,7 @@ def test_every_subcommand_explains_itself(cli: Cli, tmp_path: Path, command: str
     "statement",
     [
         "sys.argv = ['feature-survival', '--help']; feature_survival.cli.main()",
-        "import feature_survival.figures, feature_survival.tables",
+        "import feature_survival.figures, feature_survival.tables, feature_survival.claims",
         "import feature_survival.figures.survival",
         "import feature_survival.summarize",
     ],

@@ -8,7 +8,8 @@ import pytest
 from conftest import TOP, WriteParams
 from pydantic import ValidationError
 
-from feature_survival.config import InputError, Seed, Site, load
+from feature_survival.config import Seed, Site, load
+from feature_survival.schema import InputError
 
 
 def test_the_shipped_params_are_accepted_and_their_grid_is_known() -> None:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from feature_survival.config import Corpus, InputError, Shares
+from feature_survival.config import Corpus, Shares
 from feature_survival.corpus import SOURCE, SPLITS, build_corpus, documents, prose, read_lock, split_of, windows
+from feature_survival.schema import InputError
 
 LOCK = TOP / "requirements.lock"
 SHARES = {"lm": 0.7, "calibration": 0.03, "sae": 0.17, "evaluation": 0.1}

@@ -1,6 +1,8 @@
-"""Mutual nearest neighbours, against brute force and on planted answers."""
+"""Mutual nearest neighbours and one-to-one assignment, against brute force and on planted answers."""
 
 from __future__ import annotations
+
+from itertools import permutations
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from feature_survival.matching import NO_MATCH, mutual_cosine, random_dictionary
+from feature_survival.matching import NO_MATCH, assigned, mutual_cosine, random_dictionary
 
 
 def draw(rows: int, width: int, seed: int = 0) -> Tensor:
@@ -75,6 +77,46 @@ def test_both_directions_find_the_same_pairs() -> None:
     a, b = draw(50, 6), draw(70, 6, seed=1)
     forward, back = mutual_cosine(a, b), mutual_cosine(b, a)
     assert sorted(forward[forward > NO_MATCH].tolist()) == pytest.approx(sorted(back[back > NO_MATCH].tolist()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 5), m=st.integers(1, 5), width=st.integers(2, 6), seed=st.integers(0, 99))
+def test_the_assignment_is_the_best_of_all_permutations(n: int, m: int, width: int, seed: int) -> None:
+    a, b = draw(n, width, seed), draw(m, width, seed + 100)
+    cosine = F.cosine_similarity(a[:, None], b[None], dim=-1)
+    if n <= m:
+        best = max(sum(cosine[i, j].item() for i, j in enumerate(order)) for order in permutations(range(m), n))
+    else:
+        best = max(sum(cosine[i, j].item() for j, i in enumerate(order)) for order in permutations(range(n), m))
+    found, partner = assigned(a, b)
+    matched = partner >= 0
+    assert matched.sum() == min(n, m) == len(partner[matched].unique())  # each of b at most once
+    assert found[matched].tolist() == pytest.approx(cosine[matched, partner[matched]].tolist(), abs=1e-5)
+    assert found[matched].sum().item() == pytest.approx(best, abs=1e-5)
+
+
+def test_the_assignment_recovers_a_planted_permutation() -> None:
+    a = draw(200, 32)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    found, partner = assigned(a, 3.0 * a[order] + 0.1 * draw(200, 32, seed=2))
+    assert torch.equal(order[partner], torch.arange(200))
+    assert (found > 0.95).all()
+
+
+def test_rows_left_over_have_no_cosine_and_no_partner() -> None:
+    a = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    found, partner = assigned(a, torch.tensor([[0.0, 5.0], [2.0, 0.0]]))
+    assert partner.tolist() == [1, -1, 0]
+    assert found.tolist() == pytest.approx([1.0, torch.nan, 1.0], nan_ok=True)
+
+
+def test_the_assignment_gives_up_a_nearest_neighbour_for_a_higher_sum() -> None:
+    a = torch.tensor([[1.0, 0.0], [1.0, 0.2]])  # both nearest to the first of b, the first of a nearer
+    b = torch.tensor([[1.0, -0.1], [-0.2, 1.0]])
+    found, partner = assigned(a, b)
+    assert partner.tolist() == [0, 1]
+    assert found[1] < 0.1
+    assert mutual_cosine(a, b)[1] == NO_MATCH
 
 
 def test_random_dictionaries_are_unit_uniform_and_the_seeds() -> None:

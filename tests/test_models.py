@@ -7,24 +7,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BLOCKS, FAMILIES, entry, hooks_on, save_as_cell, truncate
+from conftest import BLOCKS, FAMILIES, VOCABULARY, entry, hooks_on, save_as_cell, truncate
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from feature_survival.config import InputError, Site
+from feature_survival.config import Site
 from feature_survival.models import (
     adapter_for,
     at_site,
     blocks,
     build,
     cross_entropy,
+    head_only_at,
     load,
+    log_probabilities,
     prunable_weights,
     read_site,
+    start_of,
+    starting_at,
 )
+from feature_survival.schema import InputError
 
 POINTS = ["resid_post", "mlp_out", "attn_out", "attn_z"]
+SITES = ["resid_post.0", "resid_post.1", "resid_post.2", "mlp_out.0", "mlp_out.1", "attn_out.1", "attn_z.1"]
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
@@ -104,6 +110,118 @@ def test_cross_entropy_is_the_next_token_log_probability(model: PreTrainedModel,
     log_probabilities = model(tokens).logits.log_softmax(-1)
     assert found[2, 4].item() == pytest.approx(-log_probabilities[2, 4, tokens[2, 5]].item(), rel=1e-5)
     assert found.mean().item() == pytest.approx(model(tokens, labels=tokens).loss.item(), rel=1e-5)
+
+
+def record_start(model: PreTrainedModel, site: Site, tokens: Tensor) -> tuple[Site | None, Tensor]:
+    start = start_of(site)
+    return start, torch.empty(0) if start is None else read_site(model, start, tokens)
+
+
+@pytest.mark.parametrize(
+    ("site", "start"),
+    [
+        ("resid_post.0", "resid_post.0"),
+        ("resid_post.2", "resid_post.2"),
+        ("mlp_out.2", "resid_post.1"),
+        ("attn_out.1", "resid_post.0"),
+        ("attn_z.1", "resid_post.0"),
+        ("mlp_out.0", None),
+        ("attn_z.0", None),
+    ],
+)
+def test_a_pass_starts_at_the_last_residual_stream_that_a_site_does_not_change(site: str, start: str | None) -> None:
+    assert start_of(Site.parse(site)) == (None if start is None else Site.parse(start))
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_a_pass_resumed_from_its_start_predicts_what_the_full_one_does(
+    model: PreTrainedModel, tokens: Tensor, name: str
+) -> None:
+    site, change = Site.parse(name), torch.randn(32, generator=torch.Generator().manual_seed(1))
+    full = log_probabilities(model, tokens)
+    with at_site(model, site, lambda x: x + change):
+        full_changed = log_probabilities(model, tokens)
+    assert (full_changed - full).abs().max() > 0.01
+    with starting_at(model, *record_start(model, site, tokens)):
+        torch.testing.assert_close(log_probabilities(model, tokens), full, rtol=0, atol=1e-6)
+        with at_site(model, site, lambda x: x + change):
+            torch.testing.assert_close(log_probabilities(model, tokens), full_changed, rtol=0, atol=1e-6)
+    assert torch.equal(log_probabilities(model, tokens), full)
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_a_resumed_pass_runs_only_the_blocks_behind_its_start(
+    model: PreTrainedModel, tokens: Tensor, name: str
+) -> None:
+    start, hidden = record_start(model, Site.parse(name), tokens)
+    ran: list[int] = []
+    counters = [
+        next(block.children()).register_forward_pre_hook(lambda *_, number=number: ran.append(number))
+        for number, block in enumerate(blocks(model))
+    ]
+    with starting_at(model, start, hidden):
+        log_probabilities(model, tokens)
+    assert ran == list(range(0 if start is None else start.block + 1, BLOCKS))
+    for counter in counters:
+        counter.remove()
+
+
+def test_a_resumed_pass_goes_on_from_what_it_is_given(model: PreTrainedModel, tokens: Tensor) -> None:
+    last = Site("resid_post", BLOCKS - 1)
+    hidden = torch.randn(6, 16, 32, generator=torch.Generator().manual_seed(1))
+    with at_site(model, last, lambda _: hidden):
+        expected = log_probabilities(model, tokens)
+    with starting_at(model, last, hidden):
+        torch.testing.assert_close(log_probabilities(model, tokens), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [[0], [3, 3, 1]])
+def test_a_resumed_batch_may_hold_any_windows_again(model: PreTrainedModel, tokens: Tensor, rows: list[int]) -> None:
+    site = Site("resid_post", 0)
+    hidden = read_site(model, site, tokens)
+    with starting_at(model, site, hidden[rows]):
+        found = log_probabilities(model, tokens[rows])
+    torch.testing.assert_close(found, log_probabilities(model, tokens)[rows], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_no_replaced_forward_and_no_hook_outlives_its_block(
+    model: PreTrainedModel, tokens: Tensor, error: bool
+) -> None:
+    before = log_probabilities(model, tokens)
+    site = Site("resid_post", 1)
+    hidden, keep = torch.zeros(6, 16, 32), torch.ones(6, 16, dtype=torch.bool)
+    try:
+        with starting_at(model, site, hidden), head_only_at(model, keep):
+            assert not torch.equal(log_probabilities(model, tokens), before.flatten(0, 1))
+            if error:
+                raise KeyError
+    except KeyError:
+        pass
+    assert hooks_on(model) == 0
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+    assert torch.equal(log_probabilities(model, tokens), before)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_logits_made_at_some_positions_only_are_rows_of_the_full_ones(
+    model: PreTrainedModel, tokens: Tensor, share: float
+) -> None:
+    keep = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) <= share
+    full = model(tokens).logits
+    if type(model).__name__ == "Gemma2ForCausalLM":
+        assert 2 < full.abs().max() < 3  # soft-capped at 3; nearly all of the way
+    with head_only_at(model, keep):
+        assert model(tokens).logits.shape == (int(keep.sum()), VOCABULARY)
+        torch.testing.assert_close(model(tokens).logits, full[keep], rtol=0, atol=1e-5)
+        torch.testing.assert_close(log_probabilities(model, tokens), full[keep].log_softmax(-1), rtol=0, atol=1e-5)
+
+
+def test_log_probabilities_are_those_of_the_logits(model: PreTrainedModel, tokens: Tensor) -> None:
+    found = log_probabilities(model, tokens)
+    torch.testing.assert_close(found, model(tokens).logits.log_softmax(-1), rtol=0, atol=1e-6)
+    entropy = -found[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    torch.testing.assert_close(entropy, cross_entropy(model, tokens), rtol=0, atol=1e-5)
 
 
 def test_prunable_weights_are_writable_views_of_the_model(model: PreTrainedModel, tokens: Tensor) -> None:

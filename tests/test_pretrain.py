@@ -12,9 +12,10 @@ from conftest import FAMILIES, contents, entry
 from safetensors.torch import load_file
 from torch import Tensor
 
-from feature_survival.config import InputError, Model
+from feature_survival.config import Model
 from feature_survival.models import build
 from feature_survival.pretrain import learning_rate, make_base, token_order, train
+from feature_survival.schema import InputError
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:

@@ -17,8 +17,8 @@ from feature_survival.artifacts import read_json
 from feature_survival.compression.calibrate import prune
 from feature_survival.compression.condition import load_compressed, write_condition
 from feature_survival.compression.masks import pack
-from feature_survival.config import InputError
 from feature_survival.models import apply_masks, blocks, prunable_weights
+from feature_survival.schema import InputError
 
 PRUNABLE = {
     "LlamaForCausalLM": 7,

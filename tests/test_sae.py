@@ -13,9 +13,10 @@ from torch import Tensor
 
 from feature_survival.activations import Normalization, Shards, measure_normalization
 from feature_survival.artifacts import read_json, write_json
-from feature_survival.config import InputError, Sae, Seed
+from feature_survival.config import Sae, Seed
 from feature_survival.metrics.reconstruction import measure_reconstruction
-from feature_survival.sae import Dictionary, fold_normalization, token_batches, train_sae
+from feature_survival.sae import Dictionary, fold_normalization, read_movement, token_batches, train_sae
+from feature_survival.schema import InputError
 
 WIDTH = 16
 SETTINGS = Sae(
@@ -84,6 +85,21 @@ def test_the_init_seed_alone_draws_the_starting_weights(shards: Shards, tmp_path
     )
     torch.testing.assert_close(start, other_order)
     assert F.cosine_similarity(start.float(), other_init.float()).abs().mean() < 0.5
+
+
+def test_movement_is_the_cosine_of_each_decoder_row_to_the_row_it_started_from(
+    shards: Shards, saved: Path, tmp_path: Path
+) -> None:
+    barely = SETTINGS.model_copy(update={"learning_rate": 1e-12, "epochs": 1})
+    start = trained(shards, tmp_path / "start", Seed(0, 1), barely)
+    still, moved = read_movement(start), read_movement(saved)
+    assert still.shape == moved.shape == (4 * WIDTH,)
+    assert still.dtype == moved.dtype == torch.float32
+    torch.testing.assert_close(still, torch.ones_like(still), rtol=0, atol=1e-5)
+    expected = F.cosine_similarity(Dictionary.read(start).W_dec, Dictionary.read(saved).W_dec, dim=1)
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-3)
+    assert moved.min() < 0.9
+    assert moved.std() > 0.01
 
 
 def test_a_saved_sae_loads_with_sae_lens_and_says_what_it_was_trained_on(saved: Path) -> None:

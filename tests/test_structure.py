@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 PACKAGE = TOP / "src" / "feature_survival"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
+    "schema",
     "config",
     "artifacts",
     "progress",
@@ -29,11 +30,12 @@ ORDER = [
     "summarize",
     "figures",
     "tables",
+    "claims",
     "stages",
     "quick",
     "cli",
 ]
-INFRASTRUCTURE = {"config.py", "artifacts.py", "progress.py"}  # what numbers do not depend on
+INFRASTRUCTURE = {"schema.py", "config.py", "artifacts.py", "progress.py"}  # what numbers do not depend on
 
 
 def name(file: Path) -> str:

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feature_survival.artifacts import read_tensors
-from feature_survival.config import InputError, Site
+from feature_survival.config import Site
 from feature_survival.models import read_site
 from feature_survival.progress import progress
+from feature_survival.schema import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

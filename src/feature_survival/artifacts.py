@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from feature_survival.config import InputError, Seed
+from feature_survival.config import Seed
+from feature_survival.schema import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,13 +154,15 @@ def read_json(path: Path) -> Any:
 
 
 def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
-    """A CSV artifact; InputError where it, or one of the columns needed, is missing."""
+    """A CSV artifact; InputError where it, or one of the columns needed, is missing. One without rows has them all."""
     import pandas as pd
 
     try:
         frame = pd.read_csv(path)
     except FileNotFoundError:
         raise _missing(path) from None
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame(columns=list(columns))
     except ValueError as error:  # pandas' parser errors
         raise InputError(f"{path}: not a readable CSV ({str(error).splitlines()[0]}); run dvc repro") from None
     for column in columns:

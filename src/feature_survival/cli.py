@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
-from feature_survival.config import InputError, Params, load, unknown
+from feature_survival.config import Params, load
+from feature_survival.schema import InputError, unknown
 
 app = typer.Typer(
     help=(
         "What pruning does to the features inside a language model.\n\n"
         "Stages run in this order, each on the artifacts of those before: data, base, prune, cache, sae, metrics, "
-        "summarize, figure, tables. DVC runs them for you (dvc repro); run one by hand to look closer. "
+        "summarize, figure, tables, claims. DVC runs them for you (dvc repro); run one by hand to look closer. "
         "The grid, the catalogue of models and conditions, and every setting are in params.yaml."
     ),
     no_args_is_help=True,
@@ -145,6 +146,14 @@ def tables() -> None:
     from feature_survival.tables import write
 
     write(ROOT / "results", ROOT / "paper_figures")
+
+
+@app.command()
+def claims() -> None:
+    """Hold the published claims of claims.yaml against results/; verdicts in results/claims.json and a table."""
+    from feature_survival.claims import run
+
+    run(ROOT)
 
 
 @app.command()

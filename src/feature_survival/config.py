@@ -6,40 +6,15 @@ line that names the key, what was found and what is allowed.
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from feature_survival.schema import Section, read_yaml, unknown
 
 MAIN_TAU = 0.7  # the cosine at which a feature counts as found again; others are shown beside it
-
-
-class InputError(Exception):
-    """Something the user gave is wrong. The message is one line; the command line exits with code 2."""
-
-
-def unknown(what: str, name: str, known: list[str]) -> InputError:
-    """The error for a name outside a list, with the nearest known one."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"{what}: unknown name {name!r}; {hint}known: {', '.join(known)}")
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class Seed(NamedTuple):
@@ -140,12 +115,15 @@ class Model(Section):
         return Site.parse(self.site)
 
 
+Group = Literal["row", "matrix", "model"]  # what a weight is compared within
+
+
 class Condition(Section):
     """One compression of a model. `group` and `sequential`, where given, override section `prune`."""
 
     method: Literal["dense", "magnitude", "wanda"]
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    group: Literal["row", "matrix", "model"] | None = None
+    group: Group | None = None
     sequential: bool | None = None
 
     @model_validator(mode="after")
@@ -157,10 +135,19 @@ class Condition(Section):
         return self
 
 
+class Pruning(NamedTuple):
+    """A condition with every default filled in."""
+
+    method: str
+    sparsity: float
+    group: Group
+    sequential: bool
+
+
 class Prune(Section):
     """Defaults of all conditions: comparison group, and calibration (windows through the model, in batches)."""
 
-    group: Literal["row", "matrix", "model"]
+    group: Group
     sequential: bool
     calibration_windows: PositiveInt
     batch_windows: PositiveInt
@@ -210,6 +197,8 @@ class Metrics(Section):
 
     taus: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]
     splice_windows: PositiveInt
+    causal_features: Annotated[int, Field(ge=5)]  # of each dense SAE, the same number from each quintile
+    causal_windows: PositiveInt  # the most in which a feature is ablated
     bootstrap_samples: PositiveInt
     seed: NonNegativeInt  # of the bootstrap and of random dictionaries
 
@@ -272,14 +261,17 @@ class Params(Section):
             raise unknown("model", name, list(self.models))
         return self.models[name]
 
-    def pruning(self, name: str) -> Condition:
+    def pruning(self, name: str) -> Pruning:
         """A condition with the defaults of section `prune` filled in; InputError for an unknown name."""
         if name not in self.conditions:
             raise unknown("condition", name, list(self.conditions))
         condition = self.conditions[name]
-        group = condition.group or self.prune.group
-        sequential = self.prune.sequential if condition.sequential is None else condition.sequential
-        return condition.model_copy(update={"group": group, "sequential": sequential})
+        return Pruning(
+            condition.method,
+            condition.sparsity,
+            condition.group or self.prune.group,
+            self.prune.sequential if condition.sequential is None else condition.sequential,
+        )
 
     def sae_seeds(self, condition: str) -> list[Seed]:
         """The seeds of the SAEs trained on a condition."""
@@ -291,56 +283,4 @@ def load(path: Path) -> Params:
 
     Raises InputError: one line with the file, the key, what was found and what is allowed.
     """
-    from ruamel.yaml import YAML  # YAML 1.2, as DVC reads it: 3e-3 is a number, a doubled key an error
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-    try:
-        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run from the repository's top") from None
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise InputError(f"{path}: line {line}: {(error.problem or 'not YAML').splitlines()[0]}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: found {type(raw).__name__}; a mapping of sections is needed")
-    return validate(raw, str(path))
-
-
-def validate(raw: Any, where: str) -> Params:
-    """Check the content of params.yaml; `where` leads the message."""
-    try:
-        return Params.model_validate(raw)
-    except ValidationError as error:
-        raise InputError(f"{where}: {_one_line(error)}") from None
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first problem of a validation, as `key: problem, found ...`, and how many more there are."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1])
-        text = str(unknown(key, str(first["loc"][-1]), known)).replace("unknown name", "unknown key")
-    elif first["type"] == "missing":
-        text = f"{key}: this key is missing"
-    elif first["type"] == "value_error":
-        message = first["msg"].removeprefix("Value error, ")
-        text = f"{key}: {message}" if key else message
-    else:
-        message = first["msg"][0].lower() + first["msg"][1:]
-        text = f"{key}: {message}, found {first['input']!r}"
-    return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed at a place in params.yaml."""
-    section: Any = Params
-    for part in location:
-        if hasattr(section, "model_fields"):
-            section = section.model_fields[str(part)].annotation
-        else:  # a catalogue, dict[str, Section]: any name, the same fields
-            section = section.__args__[-1]
-    return list(section.model_fields)
+    return read_yaml(path, Params)

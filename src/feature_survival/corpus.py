@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feature_survival.artifacts import atomic_directory, write_json
-from feature_survival.config import Corpus, InputError
+from feature_survival.config import Corpus
 from feature_survival.progress import progress
+from feature_survival.schema import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,9 +1,10 @@
-"""Which feature of one dictionary is which of another: mutual nearest neighbours under cosine similarity."""
+"""Which feature of one dictionary is which of another: by mutual nearest neighbours, or one to one."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 NO_MATCH = -1.0  # below every threshold
@@ -29,6 +30,20 @@ def mutual_cosine(a: Tensor, b: Tensor, chunk: int = 4096) -> Tensor:
         best_of_b = torch.maximum(best, best_of_b)
     mutual = nearest_to_b[nearest_to_a] == torch.arange(len(a), device=a.device)
     return torch.where(mutual, best_of_a, NO_MATCH)
+
+
+def assigned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The one-to-one assignment of rows of `a` to rows of `b` with the highest sum of cosines (Hungarian method).
+
+    a [n, d], b [m, d]: rows of any norm. Returns cosines float32 [n] and partners int64 [n]; NaN and -1 for rows of
+    `a` left over where n > m. The n x m similarities are held whole.
+    """
+    cosine = (F.normalize(a.float(), dim=1) @ F.normalize(b.float().to(a.device), dim=1).T).cpu()
+    rows, columns = (torch.from_numpy(part) for part in linear_sum_assignment(cosine.numpy(), maximize=True))
+    found = torch.full((len(a),), torch.nan)
+    partner = torch.full((len(a),), -1, dtype=torch.long)
+    found[rows], partner[rows] = cosine[rows, columns], columns
+    return found.to(a.device), partner.to(a.device)
 
 
 def random_dictionary(rows: int, width: int, seed: int) -> Tensor:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feature_survival.artifacts import read_json
-from feature_survival.config import InputError, Model, Site, unknown
+from feature_survival.config import Model, Site
+from feature_survival.schema import InputError, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -213,8 +214,51 @@ def read_site(model: PreTrainedModel, site: Site, tokens: Tensor) -> Tensor:
     return read[0]
 
 
+def start_of(site: Site) -> Site | None:
+    """The residual stream from which a forward pass that changes only `site` can start; None: from the tokens."""
+    if site.point == "resid_post":
+        return site
+    return Site("resid_post", site.block - 1) if site.block else None
+
+
+@contextmanager
+def starting_at(model: PreTrainedModel, site: Site | None, hidden: Tensor) -> Iterator[None]:
+    """Within the block, forward passes skip every block up to and including `site.block`.
+
+    The last of them gives `hidden` [batch, position, width] instead of its output; hooks of `at_site` still see it.
+    Nothing is skipped where `site` is None.
+    """
+    skipped = [] if site is None else list(blocks(model))[: site.block + 1]
+    for block in skipped:
+        block.forward = lambda *_, **__: hidden
+    try:
+        yield
+    finally:
+        for block in skipped:
+            del block.forward  # the class's own is seen again
+
+
+@contextmanager
+def head_only_at(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
+    """Within the block, logits are [n, vocabulary]: those of the n positions where `keep`, bool [batch, position]."""
+
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0][keep],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def cross_entropy(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Next-token cross-entropy in nats, float32 [batch, position - 1]."""
     tokens = tokens.to(model.device)
     logits = model(tokens, use_cache=False).logits[:, :-1].float()
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(tokens), -1)
+
+
+def log_probabilities(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Next-token log-probabilities, float32 [batch, position, vocabulary]; [n, vocabulary] within `head_only_at`."""
+    return model(tokens.to(model.device), use_cache=False).logits.float().log_softmax(-1)

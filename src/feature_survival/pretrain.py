@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from feature_survival.config import InputError, Model, Training
+from feature_survival.config import Model, Training
 from feature_survival.corpus import documents, train_tokenizer, windows
 from feature_survival.models import build, compute_device, cross_entropy
 from feature_survival.progress import progress
+from feature_survival.schema import InputError
 
 HELD_OUT_WINDOWS = 128  # of the calibration split, which is never trained on
 EVALUATIONS = 20

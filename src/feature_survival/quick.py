@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from feature_survival.config import InputError, load, validate
+from feature_survival.config import Params, load
+from feature_survival.schema import InputError, validate
 
 MARK = ".scratch-clone"  # a folder that holds it is ours to delete
 
@@ -33,7 +34,7 @@ def run(root: Path, scratch: Path, overrides: list[str]) -> None:
     content = yaml.load(root / "params.yaml")
     for key, value in changes.items():
         _set(content, key, value)
-    validate(json.loads(json.dumps(content)), "params.yaml with the overrides")
+    validate(json.loads(json.dumps(content)), "params.yaml with the overrides", Params)
     _clone(root, scratch)
     yaml.dump(content, scratch / "params.yaml")
     # The environment's programs first: dvc and feature-survival of this interpreter, not others on the PATH.
@@ -42,7 +43,8 @@ def run(root: Path, scratch: Path, overrides: list[str]) -> None:
         code = subprocess.run(command, cwd=scratch, env=environment).returncode
         if code:
             raise InputError(f"{scratch}: {' '.join(command)} ended with exit code {code}; its message is above")
-    print((scratch / "paper_figures" / "cells.md").read_text(), end="")
+    for table in ("cells", "claims"):
+        print((scratch / "paper_figures" / f"{table}.md").read_text(), end="\n")
     print(f"figure: {scratch / 'paper_figures' / 'survival.png'}")
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from feature_survival.activations import Normalization, Shards
 from feature_survival.artifacts import read_json, read_tensors, write_json
-from feature_survival.config import InputError, Sae, Seed
+from feature_survival.config import Sae, Seed
 from feature_survival.models import compute_device
 from feature_survival.progress import progress
+from feature_survival.schema import InputError
 
 
 class Dictionary(NamedTuple):
@@ -72,9 +73,10 @@ def token_batches(rows: int, batch: int, epochs: int, seed: int) -> Iterator[Ten
 def train_sae(
     cfg: Sae, shards: Shards, normalization: Normalization, seed: Seed, metadata: dict[str, object], folder: Path
 ) -> None:
-    """Train one SAE and write `cfg.json` and `sae_weights.safetensors` to `folder`.
+    """Train one SAE and write `cfg.json` and `sae_weights.safetensors` to `folder`, and how far each feature moved.
 
-    `seed.init` draws the weights, `seed.data` the order of tokens. Raises InputError naming the step where the
+    `seed.init` draws the weights, `seed.data` the order of tokens; `movement.safetensors` holds `cosine`, float32
+    [d_sae]: of each decoder row to the row it started from. Raises InputError naming the step where the
     loss is no longer finite.
     """
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
@@ -99,6 +101,7 @@ def train_sae(
             metadata=SAEMetadata(**metadata, init_seed=seed.init, data_seed=seed.data),
         )
     )
+    start = sae.W_dec.detach().clone()
     steps = len(shards) // cfg.batch_tokens * cfg.epochs
     trainer_config = SAETrainerConfig(
         total_training_samples=steps * cfg.batch_tokens,
@@ -130,7 +133,13 @@ def train_sae(
     half = {name: (tensor.half() if tensor.ndim == 2 else tensor).contiguous() for name, tensor in state.items()}
     folder.mkdir(parents=True)
     save_file(half, folder / "sae_weights.safetensors")
+    save_file({"cosine": F.cosine_similarity(start, sae.W_dec.detach(), dim=1).cpu()}, folder / "movement.safetensors")
     write_json(folder / "cfg.json", sae.cfg.get_inference_sae_cfg_dict())
+
+
+def read_movement(folder: Path) -> Tensor:
+    """Cosine of each decoder row to the row it started from, float32 [d_sae]."""
+    return read_tensors(folder / "movement.safetensors", ["cosine"])["cosine"]
 
 
 def fold_normalization(state: dict[str, Tensor], normalization: Normalization) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from feature_survival.compression.masks import Group, masks_from_scores
+from feature_survival.compression.masks import masks_from_scores
 from feature_survival.compression.scores import SCORES, Score
+from feature_survival.config import Group
 from feature_survival.models import ForwardStopped, blocks, prunable, prunable_weights, run
 from feature_survival.progress import progress
 

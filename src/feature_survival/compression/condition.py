@@ -10,8 +10,8 @@ from torch import Tensor
 
 from feature_survival.artifacts import Cell, read_tensors, write_json
 from feature_survival.compression.masks import achieved_sparsity, pack, unpack
-from feature_survival.config import InputError
 from feature_survival.models import apply_masks, load, prunable_weights
+from feature_survival.schema import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Group = Literal["row", "matrix", "model"]
+from feature_survival.config import Group
 
 
 def pruned_count(n: int, sparsity: float) -> int:

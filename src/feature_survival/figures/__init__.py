@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 
 from feature_survival.artifacts import atomic_file
-from feature_survival.config import unknown
+from feature_survival.schema import unknown
 
-FIGURES = ["fragility", "survival"]  # a module of this package each
+FIGURES = ["stability", "survival", "transfer", "fragility", "displacement", "causal"]  # a module of this package each
 
 
 def draw(name: str, results: Path, folder: Path) -> list[Path]:

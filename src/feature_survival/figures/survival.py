@@ -11,20 +11,26 @@ from matplotlib.figure import Figure
 
 from feature_survival.artifacts import read_csv
 from feature_survival.config import MAIN_TAU
-from feature_survival.figures.style import DENSE, FLOOR, pairing_grid, write_counts
-from feature_survival.metrics.survival import RANDOM, SAME_SEEDS
+from feature_survival.figures.style import (
+    DENSE,
+    FLOOR,
+    SPARSITY,
+    STEP,
+    by_pairing,
+    model_grid,
+    with_interval,
+    write_counts,
+)
+from feature_survival.metrics.survival import PAIRINGS, RANDOM, SAME_SEEDS
 
 COLUMNS = ["model", "series", "achieved_sparsity", "pairing", "tau", "survival", "low", "high", "n_features", "n_saes"]
-OFFSET = 0.6  # points of sparsity between series, so that intervals at equal sparsity do not hide each other
 
 
 def figure(results: Path) -> Figure:
     """The figure, from `survival.csv`."""
     table = read_csv(results / "survival.csv", COLUMNS)
     table["achieved_sparsity"] *= 100
-    return pairing_grid(
-        table, _panel, ylabel="survival", xlabel=f"achieved sparsity [%]\n(series set {OFFSET} points apart)"
-    )
+    return model_grid(table, by_pairing("survival", *PAIRINGS), _panel, xlabel=SPARSITY)
 
 
 def _panel(axis: Axes, table: pd.DataFrame, pairing: str, looks: dict[str, Any]) -> None:
@@ -33,15 +39,14 @@ def _panel(axis: Axes, table: pd.DataFrame, pairing: str, looks: dict[str, Any])
     for number, (series, look) in enumerate(looks.items()):
         of_series = cells[cells["series"] == series].sort_values("achieved_sparsity")
         for tau, line in of_series.groupby("tau"):
-            x, y = line["achieved_sparsity"] + OFFSET * number, line["survival"]
+            x = line["achieved_sparsity"] + STEP * number
             if tau == MAIN_TAU:
-                bars = [y - line["low"], line["high"] - y]
                 label = f"{series}, tau = {MAIN_TAU}, 95% interval"
-                axis.errorbar(x, y, yerr=bars, capsize=2, label=label, **look)
+                with_interval(axis, x, line, "survival", ["low", "high"], **look, label=label)
             else:
                 others = " and ".join(f"{tau:g}" for tau in sorted(set(of_series["tau"]) - {MAIN_TAU}))
                 label = f"thin lines: tau = {others} (higher tau, lower line)"
-                axis.plot(x, y, color=look["color"], linestyle=look["linestyle"], linewidth=0.5, label=label)
+                axis.plot(x, line["survival"], color=look["color"], linestyle=look["linestyle"], lw=0.5, label=label)
     at_main = table[(table["tau"] == MAIN_TAU) & (table["series"] == DENSE)]
     if pairing == SAME_SEEDS:
         axis.axhline(1.0, **FLOOR, linestyle=(0, (6, 3)), label="ceiling by construction: the same dense SAE twice")
@@ -54,3 +59,4 @@ def _panel(axis: Axes, table: pd.DataFrame, pairing: str, looks: dict[str, Any])
     if len(pruned):
         write_counts(axis, pruned)
     axis.set_xlim(0, table["achieved_sparsity"].max() + 4)
+    axis.set_ylim(bottom=-0.02 * axis.get_ylim()[1])  # a floor of zero stays visible

@@ -1,19 +1,21 @@
-"""What the model still predicts: cross-entropy, perplexity, and the same with an SAE spliced in."""
+"""What the model still predicts: cross-entropy, perplexity, and the same with an SAE spliced in (RQ3)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from feature_survival.config import Site
-from feature_survival.models import at_site, cross_entropy
+from feature_survival.models import at_site, cross_entropy, log_probabilities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @torch.no_grad()
@@ -23,29 +25,49 @@ def mean_cross_entropy(model: PreTrainedModel, tokens: Tensor, batch: int) -> fl
     return total / (tokens.shape[0] * (tokens.shape[1] - 1))
 
 
-def spliced_cross_entropy(
-    model: PreTrainedModel, site: Site, replace: Callable[[Tensor], Tensor], tokens: Tensor, batch: int
-) -> float:
-    """`mean_cross_entropy` with the site's activations [..., width] replaced by `replace` of them.
-
-    Position 0 (the attention sink, on which no SAE is trained) keeps its own activations.
-    """
-
-    def visit(activations: Tensor) -> Tensor:
-        return torch.cat([activations[:, :1], replace(activations[:, 1:])], dim=1)
-
-    with at_site(model, site, visit):
-        return mean_cross_entropy(model, tokens, batch)
-
-
 class Splice(NamedTuple):
-    """Cross-entropies in nats on the same tokens."""
+    """A model with its site's activations replaced, on the same tokens as the model itself."""
 
-    model: float
-    zero: float  # the site set to zero
-    sae: float  # the site replaced by the SAE's reconstruction
+    cross_entropy: float  # nats
+    kl: float  # KL(the model's next-token distribution || the one with the replacement), nats
 
-    @property
-    def score(self) -> float:
-        """CE-loss score (loss recovered): 1 where the SAE costs nothing, 0 where it is as bad as zero."""
-        return (self.zero - self.sae) / (self.zero - self.model)
+
+@torch.no_grad()
+def measure_splices(
+    model: PreTrainedModel,
+    site: Site,
+    replacements: Mapping[Name, Callable[[Tensor], Tensor]],
+    tokens: Tensor,
+    batch: int,
+) -> tuple[float, dict[Name, Splice]]:
+    """The model's own mean cross-entropy, and what each replacement of the site's activations makes of it.
+
+    A replacement takes and returns activations [batch, position, width]. Position 0 (the attention sink, on which no
+    SAE is trained) keeps its own activations. tokens: int64 [windows, position].
+    """
+    plain, sums = 0.0, {name: torch.zeros(2, dtype=torch.float64) for name in replacements}
+    for chunk in tokens.to(model.device).split(batch):
+        targets = chunk[:, 1:, None]
+        expected = log_probabilities(model, chunk)[:, :-1]
+        plain -= expected.gather(-1, targets).double().sum().item()
+        for name, replace in replacements.items():
+
+            def visit(x: Tensor, replace: Callable[[Tensor], Tensor] = replace) -> Tensor:
+                return torch.cat([x[:, :1], replace(x[:, 1:])], dim=1)
+
+            with at_site(model, site, visit):
+                found = log_probabilities(model, chunk)[:, :-1]
+            entropy = -found.gather(-1, targets).double().sum()
+            sums[name] += torch.stack([entropy, divergence(expected, found).double().sum()]).cpu()
+    count = tokens.shape[0] * (tokens.shape[1] - 1)
+    return plain / count, {name: Splice(*(total / count).tolist()) for name, total in sums.items()}
+
+
+def divergence(expected: Tensor, found: Tensor) -> Tensor:
+    """KL(expected || found) in nats over the last dimension of log-probabilities [..., vocabulary]."""
+    return torch.nn.functional.kl_div(found, expected, reduction="none", log_target=True).sum(-1)
+
+
+def loss_recovered(model: float, zero: float, spliced: float) -> float:
+    """CE-loss score of cross-entropies: 1 where a splice costs nothing, 0 where it is as bad as a site of zeros."""
+    return (zero - spliced) / (zero - model)

@@ -1,4 +1,4 @@
-"""How well an SAE describes activations: FVU, L0, dead features, firing rates."""
+"""How well an SAE describes activations: FVU, L0, dead features; and when and how strongly each feature fires."""
 
 from __future__ import annotations
 
@@ -47,21 +47,44 @@ class Reconstruction(NamedTuple):
     l0: float  # mean number of active features a token
     share_dead: float  # share of features that never fire on these tokens
     firing_rate: Tensor  # float64 [d_sae]: share of tokens on which each feature is > 0
+    mean_activation: Tensor  # float64 [d_sae]: over the tokens on which it fires; 0 where there are none
+    max_activation: Tensor  # float64 [d_sae]
+
+
+class CodeSums:
+    """Streamed sums behind `Reconstruction`."""
+
+    def __init__(self, sae: Dictionary) -> None:
+        self._sae = sae
+        self._variance = VarianceSums()
+        self._rows = 0
+        self._fired, self._total, self._most = torch.zeros(3, len(sae.b_enc), dtype=torch.float64).to(sae.b_enc.device)
+
+    def add(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode a batch [n, d_in] and add it; returns what `Dictionary.encode` gives."""
+        values, features = self._sae.encode(x)
+        self._variance.add(x, self._sae.decode(values, features))
+        active, strength = features[values > 0], values[values > 0].double()
+        self._rows += len(x)
+        self._fired += torch.bincount(active, minlength=len(self._fired))
+        self._total += torch.bincount(active, strength, minlength=len(self._fired))
+        self._most.scatter_reduce_(0, active, strength, "amax")
+        return values, features
+
+    def result(self) -> Reconstruction:
+        """What the batches so far amount to, on the CPU."""
+        rate = (self._fired / self._rows).cpu()
+        mean = (self._total / self._fired.clamp(min=1)).cpu()
+        dead = (rate == 0).double().mean().item()
+        return Reconstruction(self._variance.fvu(), rate.sum().item(), dead, rate, mean, self._most.cpu())
 
 
 def measure_reconstruction(sae: Dictionary, batches: Iterable[Tensor]) -> Reconstruction:
     """Run an SAE over activation batches, each [n, d_in]."""
-    sums = VarianceSums()
-    fired = torch.zeros(len(sae.b_enc), dtype=torch.float64)
-    rows = 0
+    sums = CodeSums(sae)
     for batch in batches:
-        x = batch.to(sae.W_enc.device)
-        values, features = sae.encode(x)
-        sums.add(x, sae.decode(values, features))
-        fired += torch.bincount(features[values > 0], minlength=len(fired)).cpu()
-        rows += len(x)
-    rate = fired / rows
-    return Reconstruction(sums.fvu(), rate.sum().item(), (fired == 0).double().mean().item(), rate)
+        sums.add(batch.to(sae.W_enc.device))
+    return sums.result()
 
 
 def alive(firing_rate: Tensor, tokens: int) -> Tensor:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import pandas as pd
+
 from feature_survival.config import Seed
 
 SAME_SEEDS = "same init, same order"
 OTHER_ORDER = "same init, other order"
 OTHER_INIT = "other init, other order"
 RANDOM = "random dictionary"
+FIXED = "fixed dictionary"  # no second SAE: a feature's activations in both models, see `transfer`
 PAIRINGS = (SAME_SEEDS, OTHER_ORDER, OTHER_INIT)
 
 
@@ -37,3 +40,27 @@ def pairs(dense: list[Seed], compressed: list[Seed], is_dense_cell: bool) -> Ite
                 yield Pair(OTHER_ORDER, a, b)
             elif a.data != b.data:
                 yield Pair(OTHER_INIT, a, b)
+
+
+def survival_column(pairing: str, tau: float) -> str:
+    """Where a feature's survival stands, e.g. `survival (same init, same order) 0.7`."""
+    return f"survival ({pairing}) {tau:g}"
+
+
+def survival_by_feature(matches: pd.DataFrame, taus: list[float]) -> pd.DataFrame:
+    """One row a dense feature, one column a pairing and tau: the share of the SAEs it is paired with in which it is
+    found again; NaN where its SAE stands in no such pair.
+
+    matches: one row a feature and pair, with `pairing`, `dense_seed`, `feature`, `mutual_cosine`.
+    """
+    by = ["dense_seed", "feature"]
+
+    def shares(of_pairing: pd.DataFrame, tau: float) -> pd.Series:
+        return of_pairing.assign(found=of_pairing["mutual_cosine"] >= tau).groupby(by)["found"].mean()
+
+    columns = {
+        survival_column(str(pairing), tau): shares(of_pairing, tau)
+        for pairing, of_pairing in matches.groupby("pairing", sort=False)
+        for tau in taus
+    }
+    return pd.DataFrame(columns).rename_axis(by).reset_index()

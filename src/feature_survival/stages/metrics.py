@@ -1,104 +1,204 @@
-"""Stage `metrics`: all numbers of a cell, as `metrics.json` and `features.parquet` (one row a feature and pair)."""
+"""Stage `metrics`: all numbers of a cell.
+
+`metrics.json`: the model, its SAEs, the dense SAEs on it. `features.parquet`: one row a feature of a dense SAE.
+`matches.parquet`: one row a feature of a dense SAE and an SAE it is compared with.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from feature_survival.activations import Shards
 from feature_survival.artifacts import Cell, atomic_directory, read_json, write_json
 from feature_survival.compression.condition import load_compressed
 from feature_survival.config import Params, Seed
 from feature_survival.corpus import read_tokenizer, windows
-from feature_survival.matching import mutual_cosine, random_dictionary
-from feature_survival.metrics.language import Splice, mean_cross_entropy, spliced_cross_entropy
-from feature_survival.metrics.reconstruction import alive, measure_reconstruction
-from feature_survival.metrics.survival import RANDOM, pairs
+from feature_survival.metrics.causal import ABLATIONS, measure_effects, stratified
+from feature_survival.metrics.language import Splice, loss_recovered, mean_cross_entropy, measure_splices
+from feature_survival.metrics.reconstruction import Reconstruction, alive, measure_reconstruction
+from feature_survival.metrics.stability import match, random_sae
+from feature_survival.metrics.survival import RANDOM, pairs, survival_by_feature
+from feature_survival.metrics.transfer import Transfer, measure_transfer
 from feature_survival.progress import progress
-from feature_survival.sae import Dictionary
+from feature_survival.sae import Dictionary, read_movement
+from feature_survival.schema import InputError
 
 ROWS = 16384  # activations encoded at a time
 
 
 def run(params: Params, cell: Cell) -> None:
-    """Measure the cell and write both files."""
-    numbers = _model_and_saes(params, cell)
-    features = _features(params, cell)
+    """Measure the cell and write all three files."""
+    dense = {seed: Dictionary.read(cell.dense.sae_of(seed)) for seed in params.seeds.dense}
+    own = {seed: Dictionary.read(cell.sae_of(seed)) for seed in params.sae_seeds(cell.condition)}
+    transfers = {
+        seed: measure_transfer(
+            sae,
+            Shards(cell.dense.cache, "evaluation").batches(ROWS),
+            Shards(cell.cache, "evaluation").batches(ROWS),
+        )
+        for seed, sae in progress(dense.items(), f"transfer {cell}", len(dense), "SAE")
+    }
+    features = pd.concat([_features(cell, seed, sae, transfers[seed]) for seed, sae in dense.items()])
+    matches = _matches(params, cell, dense, own, features)
+    survival = survival_by_feature(matches[matches["alive"]], params.metrics.taus)
+    features = features.merge(survival, how="left", on=["dense_seed", "feature"], validate="one_to_one")
+    if cell == cell.dense:
+        effects = [_effects(params, cell, seed, dense[seed], features) for seed in params.seeds.compressed]
+        features = features.merge(pd.concat(effects), how="left", on=["dense_seed", "feature"], validate="one_to_one")
+    numbers = _numbers(params, cell, dense, own, transfers)
     with atomic_directory(cell.metrics) as folder:
         write_json(folder / "metrics.json", numbers)
         features.to_parquet(folder / "features.parquet", index=False)
+        matches.drop(columns="alive").to_parquet(folder / "matches.parquet", index=False)
 
 
-def _model_and_saes(params: Params, cell: Cell) -> dict[str, object]:
-    """Perplexity of the model; FVU, L0, dead share and spliced cross-entropy of each of its SAEs."""
+def _tokens(params: Params, cell: Cell) -> Tensor:
+    """The evaluation split, int64 [windows, position]."""
     tokenizer = read_tokenizer(cell.base / "tokenizer.json")
     count = params.activations.evaluation_windows
-    tokens = windows(cell.root / "data", "evaluation", tokenizer, params.window, count)
-    batch = params.activations.batch_windows
+    return windows(cell.root / "data", "evaluation", tokenizer, params.window, count)
+
+
+def _numbers(
+    params: Params,
+    cell: Cell,
+    dense: dict[Seed, Dictionary],
+    own: dict[Seed, Dictionary],
+    transfers: dict[Seed, Transfer],
+) -> dict[str, object]:
+    """Perplexity of the model; quality of its own SAEs and of the dense model's SAEs on it."""
+    tokens, batch = _tokens(params, cell), params.activations.batch_windows
     model, site = load_compressed(cell), params.model(cell.model).where
     entropy = mean_cross_entropy(model, tokens, batch)
-    spliced = tokens[: params.metrics.splice_windows]
-    plain = mean_cross_entropy(model, spliced, batch)
-    zero = spliced_cross_entropy(model, site, torch.zeros_like, spliced, batch)
+    replacements: dict[tuple[str, Seed | None], Callable[[Tensor], Tensor]] = {
+        ("zero", None): torch.zeros_like,
+        **{("own", seed): sae.reconstruct for seed, sae in own.items()},
+        **{("dense", seed): sae.reconstruct for seed, sae in dense.items()},
+    }
+    plain, splices = measure_splices(model, site, replacements, tokens[: params.metrics.splice_windows], batch)
+    zero = splices["zero", None].cross_entropy
+
+    def quality(seed: Seed, found: Reconstruction, splice: Splice) -> dict[str, float]:
+        return {
+            "init_seed": seed.init,
+            "data_seed": seed.data,
+            "fvu": found.fvu,
+            "l0": found.l0,
+            "share_dead": found.share_dead,
+            "ce_sae": splice.cross_entropy,
+            "ce_loss_score": loss_recovered(plain, zero, splice.cross_entropy),
+            "kl": splice.kl,
+        }
+
     shards = Shards(cell.cache, "evaluation")
-    saes = []
-    seeds = params.sae_seeds(cell.condition)
-    for seed in progress(seeds, f"metrics {cell}", len(seeds), "SAE"):
-        sae = Dictionary.read(cell.sae_of(seed))
-        quality = measure_reconstruction(sae, shards.batches(ROWS))
-        splice = Splice(plain, zero, spliced_cross_entropy(model, site, sae.reconstruct, spliced, batch))
-        saes.append(
-            {
-                "init_seed": seed.init,
-                "data_seed": seed.data,
-                "fvu": quality.fvu,
-                "l0": quality.l0,
-                "share_dead": quality.share_dead,
-                "ce_sae": splice.sae,
-                "ce_loss_score": splice.score,
-            }
-        )
     return {
+        "parameters": model.num_parameters(),
+        "site_width": shards.width,
         "achieved_sparsity": read_json(cell.prune / "sparsity.json")["all"],
         "cross_entropy": entropy,
         "perplexity": math.exp(entropy),
         "tokens": tokens.shape[0] * (tokens.shape[1] - 1),
         "ce_model": plain,
         "ce_zero": zero,
-        "saes": saes,
-    }
-
-
-def _features(params: Params, cell: Cell) -> pd.DataFrame:
-    """One row a dense feature and pairing: is it alive, how often does it fire, where is its mutual neighbour."""
-    shards = Shards(cell.dense.cache, "evaluation")
-    dense = {seed: Dictionary.read(cell.dense.sae_of(seed)) for seed in params.seeds.dense}
-    rates = {
-        seed: measure_reconstruction(sae, shards.batches(ROWS)).firing_rate
-        for seed, sae in progress(dense.items(), f"dense features {cell}", len(dense), "SAE")
-    }
-
-    def rows(pairing: str, seed: Seed, other: str, decoder: torch.Tensor) -> pd.DataFrame:
-        return pd.DataFrame(
+        "saes": [
+            quality(seed, measure_reconstruction(sae, shards.batches(ROWS)), splices["own", seed])
+            for seed, sae in progress(own.items(), f"SAEs {cell}", len(own), "SAE")
+        ],
+        "transfer": [
             {
-                "pairing": pairing,
-                "dense_seed": seed.name,
-                "compressed_seed": other,
-                "feature": range(len(rates[seed])),
-                "alive": alive(rates[seed], len(shards)).numpy(),
-                "firing_rate": rates[seed].numpy(),
-                "mutual_cosine": mutual_cosine(dense[seed].W_dec, decoder).cpu().numpy(),
+                **quality(seed, found.compressed, splices["dense", seed]),
+                "jaccard": found.jaccard,
+                "dense_fvu": found.dense.fvu,
             }
-        )
+            for seed, found in transfers.items()
+        ],
+    }
 
-    frames = [
-        rows(pair.pairing, pair.dense, pair.compressed.name, Dictionary.read(cell.sae_of(pair.compressed)).W_dec)
-        for pair in pairs(params.seeds.dense, params.sae_seeds(cell.condition), cell == cell.dense)
+
+def _features(cell: Cell, seed: Seed, sae: Dictionary, transfer: Transfer) -> pd.DataFrame:
+    """One row a feature of a dense SAE: what it is in the dense model, and its correlation with itself in the cell."""
+    code = transfer.dense
+    lives = alive(code.firing_rate, len(Shards(cell.dense.cache, "evaluation")))
+    if not lives.any():
+        raise InputError(
+            f"stage metrics: no feature of {cell.dense}'s SAE {seed.name} is alive; train it on more tokens, or "
+            "measure it on more (activations.evaluation_windows)"
+        )
+    return pd.DataFrame(
+        {
+            "dense_seed": seed.name,
+            "feature": range(len(code.firing_rate)),
+            "alive": lives.numpy(),
+            "firing_rate": code.firing_rate.numpy(),
+            "mean_activation": code.mean_activation.numpy(),
+            "max_activation": code.max_activation.numpy(),
+            "encoder_decoder_cosine": F.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=1).cpu().numpy(),
+            "displacement": 1 - read_movement(cell.dense.sae_of(seed)).numpy(),
+            "correlation": transfer.correlation.numpy(),
+        }
+    )
+
+
+def _matches(
+    params: Params, cell: Cell, dense: dict[Seed, Dictionary], own: dict[Seed, Dictionary], features: pd.DataFrame
+) -> pd.DataFrame:
+    """One row a feature of a dense SAE and an SAE of the cell it is compared with, in one of the pairings."""
+    others = [
+        (pair.pairing, pair.dense, pair.compressed.name, own[pair.compressed])
+        for pair in pairs(params.seeds.dense, list(own), cell == cell.dense)
     ]
     if cell == cell.dense:
-        for number, (seed, sae) in enumerate(dense.items()):
-            chance = random_dictionary(len(sae.W_dec), len(sae.b_dec), params.metrics.seed + number)
-            frames.append(rows(RANDOM, seed, f"random{number}", chance))
+        others += [
+            (RANDOM, seed, f"random{number}", random_sae(sae, params.metrics.seed + number))
+            for number, (seed, sae) in enumerate(dense.items())
+        ]
+    frames = []
+    for pairing, seed, name, sae in progress(others, f"matching {cell}", len(others), "pair"):
+        frame = features.loc[features["dense_seed"] == seed.name, ["dense_seed", "feature", "alive"]]
+        columns = match(dense[seed], sae, torch.tensor(frame["alive"].to_numpy()))
+        frames.append(
+            frame.assign(
+                pairing=pairing, compressed_seed=name, **{key: value.numpy() for key, value in columns.items()}
+            )
+        )
     return pd.concat(frames, ignore_index=True)
+
+
+def _effects(params: Params, cell: Cell, seed: Seed, sae: Dictionary, features: pd.DataFrame) -> pd.DataFrame:
+    """Causal effects of a sample of a dense SAE's alive features in the dense model, one row a feature."""
+    of_sae = features[features["dense_seed"] == seed.name]
+    rate, lives = (torch.tensor(of_sae[column].to_numpy()) for column in ("firing_rate", "alive"))
+    chosen = stratified(rate, lives, params.metrics.causal_features, params.metrics.seed)
+    mean = rate * torch.tensor(of_sae["mean_activation"].to_numpy())  # over all tokens, silent ones too
+    tokens = _tokens(params, cell)
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(params.metrics.seed))
+    found = measure_effects(
+        load_compressed(cell),
+        params.model(cell.model).where,
+        sae,
+        chosen,
+        mean[chosen],
+        tokens[order],
+        params.metrics.causal_windows,
+        params.activations.batch_windows,
+    )
+    columns = {
+        f"{outcome}_{ablation}": values[:, number].numpy()
+        for outcome, values in (("ce", found.cross_entropy), ("kl", found.kl))
+        for number, ablation in enumerate(ABLATIONS)
+    }
+    return pd.DataFrame(
+        {
+            "dense_seed": seed.name,
+            "feature": chosen.numpy(),
+            "causal_contexts": found.contexts.numpy(),
+            "causal_tokens": found.tokens.numpy(),
+            **columns,
+        }
+    )

@@ -21,15 +21,6 @@ def run(params: Params, cell: Cell) -> None:
             tokenizer = read_tokenizer(cell.base / "tokenizer.json")
             count = params.prune.calibration_windows
             tokens = windows(cell.root / "data", "calibration", tokenizer, params.window, count)
-        assert condition.group is not None and condition.sequential is not None  # filled in by params.pruning
-        masks = prune(
-            load(cell.base),
-            condition.method,
-            condition.sparsity,
-            condition.group,
-            condition.sequential,
-            tokens,
-            params.prune.batch_windows,
-        )
+        masks = prune(load(cell.base), *condition, tokens, params.prune.batch_windows)
     with atomic_directory(cell.prune) as folder:
         write_condition(masks, folder)

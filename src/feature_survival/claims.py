@@ -1,0 +1,184 @@
+"""Stage `claims`: every published claim of claims.yaml held against `results/`, with its controls.
+
+A claim is a test on the rows of one table. The tool has no wish: what fails here is reported as failing, and what this
+grid cannot show as not testable.
+"""
+
+from __future__ import annotations
+
+import math
+import tokenize
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import pandas as pd
+from pydantic import Field, model_validator
+
+from feature_survival.artifacts import atomic_file, read_csv, write_json
+from feature_survival.schema import InputError, Section, read_yaml
+from feature_survival.tables import write_table
+
+HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable at this scale"
+
+
+class Test(Section):
+    """One number from one table of `results/`, and the bound it must keep."""
+
+    table: str  # results/<table>.csv
+    rows: str  # which rows count: a pandas query
+    measure: str  # a pandas expression over columns; for `share` one that is true or false
+    summary: Literal["share", "largest", "smallest"]  # of the measure over the rows
+    interval: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None  # columns, of the extreme row
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Test:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("exactly one of at_least and at_most is needed")
+        if self.summary == "share" and self.interval:
+            raise ValueError("interval: a share has its own, from the number of rows")
+        return self
+
+
+class Claim(Section):
+    """One published claim."""
+
+    claim: str
+    source: str
+    published: str
+    test: Test
+    testable: Test | None = None  # must hold for the claim to be tested at all
+    controls: dict[str, Test]  # the same question without what may have produced the answer
+
+
+class Claims(Section):
+    """All of claims.yaml, by name."""
+
+    claims: dict[str, Claim]
+
+
+class Outcome(NamedTuple):
+    """What a test found."""
+
+    value: float | None  # None where no row counts
+    low: float | None  # 95%
+    high: float | None
+    n: int  # rows
+    verdict: str
+    here: str  # for print
+
+
+def run(root: Path) -> None:
+    """Write `results/claims.json` and the table `paper_figures/claims.{md,tex}`."""
+    path = root / "claims.yaml"
+    judged = {name: _judge(claim, root, f"{path}: {name}") for name, claim in read_yaml(path, Claims).claims.items()}
+    table = pd.DataFrame([_printed(claim) for claim in judged.values()])
+    with atomic_file(root / "results" / "claims.json") as file:
+        write_json(file, judged)
+    caption = (
+        "Published claims, and what this grid says. Tests and controls are spelt out in claims.yaml. Shares are of "
+        "cells, with exact binomial 95% intervals; cells share models and SAEs, so the intervals are too narrow. A "
+        "control asks the same without the suspected cause."
+    )
+    write_table("claims", table, caption, root / "paper_figures")
+
+
+def _judge(claim: Claim, root: Path, where: str) -> dict[str, object]:
+    """A claim with its outcome and its controls', as plain data."""
+    found = evaluate(claim.test, root, f"{where}: test")
+    verdict = found.verdict
+    if claim.testable and evaluate(claim.testable, root, f"{where}: testable").verdict != HOLDS:
+        verdict = UNTESTABLE
+    controls = {
+        name: evaluate(test, root, f"{where}: controls.{name}")._asdict() for name, test in claim.controls.items()
+    }
+    described = claim.model_dump(include={"claim", "source", "published"})
+    return {**described, **found._asdict(), "verdict": verdict, "controls": controls}
+
+
+def evaluate(test: Test, root: Path, where: str) -> Outcome:
+    """Run a test on its table. InputError names a table that is missing, or a column that a test asks for in vain."""
+    path = root / "results" / f"{test.table}.csv"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv")))
+        raise InputError(f"{where}: no table {test.table!r}; found: {known}")
+    table = read_csv(path)
+    if table.empty:
+        return Outcome(None, None, None, 0, UNTESTABLE, "no such cells")
+    wanted = _expression(table, test.rows, where, path)
+    measure = _expression(table, test.measure, where, path)
+    for text, values, needed in ((test.rows, wanted, True), (test.measure, measure, test.summary == "share")):
+        if needed and values.dtype != bool:
+            raise InputError(f"{where}: {text!r} is not true or false; a comparison is needed")
+    for column in test.interval or []:
+        _expression(table, f"`{column}`", where, path)
+    measure = measure[wanted].dropna()
+    n = len(measure)
+    if not n:
+        return Outcome(None, None, None, 0, UNTESTABLE, "no such cells")
+    if test.summary == "share":
+        value = float(measure.mean())
+        low: float | None
+        high: float | None
+        low, high = _binomial(int(measure.sum()), n)
+        here = f"{int(measure.sum())} of {n}"
+    else:
+        position = measure.argmax() if test.summary == "largest" else measure.argmin()
+        value, row = float(measure.iloc[position]), table.loc[measure.index].iloc[position].to_dict()
+        low, high = (_finite(row[column]) for column in test.interval) if test.interval else (None, None)
+        key = "condition" if "condition" in row else "sparsity"
+        here = f"{value:.3g} ({row['model']} {row.get(key, 'dense')}; {test.summary} of {n})"
+    holds = value >= test.at_least if test.at_least is not None else value <= (test.at_most or 0.0)
+    return Outcome(_finite(value), low, high, n, HOLDS if holds else FAILS, here)
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _expression(table: pd.DataFrame, text: str, where: str, path: Path) -> pd.Series:
+    """A pandas expression over a table's columns, one value a row."""
+    try:
+        found = table.eval(text, engine="python")
+    except pd.errors.UndefinedVariableError as error:
+        name = str(error).split("'")[1]
+        raise InputError(f"{where}: {path} has no column {name!r}; found: {', '.join(table.columns)}") from None
+    except (
+        tokenize.TokenError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{where}: {text!r} is not an expression over the columns of {path} ({message})") from None
+    if not isinstance(found, pd.Series):
+        raise InputError(f"{where}: {text!r} is not an expression over the columns of {path} (no value a row)")
+    return found
+
+
+def _binomial(count: int, n: int) -> tuple[float, float]:
+    """Exact (Clopper-Pearson) 95% interval of a share."""
+    from scipy.stats import binomtest
+
+    found = binomtest(count, n).proportion_ci()
+    return float(found.low), float(found.high)
+
+
+def _printed(claim: dict[str, object]) -> dict[str, str]:
+    """One row of the table."""
+    controls = claim["controls"]
+    assert isinstance(controls, dict)
+    low, high = claim["low"], claim["high"]
+    return {
+        "claim": f"{claim['claim']} ({claim['source']})",
+        "published": str(claim["published"]),
+        "here": str(claim["here"]),
+        "95% interval": "-" if low is None or high is None else f"[{low:.2f}, {high:.2f}]",
+        "verdict": str(claim["verdict"]),
+        "control": "; ".join(f"{name}: {found['verdict']} ({found['here']})" for name, found in controls.items()),
+    }

@@ -1,0 +1,131 @@
+"""RQ5: what a feature does. Ablate it in the dense model, keep the SAE's error, and see what the model then predicts.
+
+Each feature is ablated only in contexts in which it fires; the forward pass resumes at the site's block, many
+(feature, context) pairs a batch, and ends behind its last firing; logits are made only where it fires.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from feature_survival.config import Site
+from feature_survival.metrics.language import divergence
+from feature_survival.metrics.quintiles import BINS, quintiles
+from feature_survival.models import at_site, head_only_at, log_probabilities, start_of, starting_at
+from feature_survival.sae import Dictionary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ABLATIONS = ("zero", "mean")
+
+
+class Effects(NamedTuple):
+    """Means over the tokens on which a feature fires, one row a feature; NaN where it fired on none."""
+
+    contexts: Tensor  # int64 [m]: windows it was ablated in
+    tokens: Tensor  # int64 [m]: tokens that count: the feature fires on them and they have a next one
+    cross_entropy: Tensor  # float64 [m, 2]: CE with the feature ablated - CE, nats; by ABLATIONS
+    kl: Tensor  # float64 [m, 2]: KL(model || model with the feature ablated), nats
+
+
+@torch.no_grad()
+def measure_effects(
+    model: PreTrainedModel,
+    site: Site,
+    sae: Dictionary,
+    features: Tensor,
+    mean: Tensor,
+    tokens: Tensor,
+    most_contexts: int,
+    batch: int,
+) -> Effects:
+    """Ablate features one at a time: x - (a_i - level) d_i at every position but the first.
+
+    The level is zero, or the feature's mean over all tokens. features: int64 [m]; mean: [m]; tokens: int64 [windows,
+    position], of which each feature takes the first `most_contexts` in which it fires; batch: windows a forward pass.
+    """
+    device = model.device
+    features, levels = features.to(device), torch.stack([torch.zeros_like(mean), mean]).float().to(device)
+    seen = torch.zeros(len(features), dtype=torch.long, device=device)
+    count = torch.zeros_like(seen)
+    sums = torch.zeros(len(features), 4, dtype=torch.float64, device=device)
+    for chunk in tokens.to(device).split(batch):
+        start, codes, expected = _read(model, site, sae, features, chunk)
+        fires = codes[:, :-1] > 0  # the last position has no next token
+        anywhere = fires.any(1)
+        taken = anywhere & (seen + anywhere.cumsum(0) <= most_contexts)
+        seen += taken.sum(0)
+        # What stands behind the last firing does not count: pairs of like length go together, and are cut there.
+        lengths = (fires * torch.arange(2, fires.shape[1] + 2, device=device)[:, None]).amax(1)[taken]
+        order = lengths.argsort(stable=True)
+        for pairs, ends in zip(taken.nonzero()[order].split(batch), lengths[order].split(batch), strict=True):
+            if not len(pairs):  # an empty tensor splits into one empty part
+                continue
+            (window, feature), end = pairs.T, int(ends[-1])
+            row, position = fires[window, :, feature].nonzero(as_tuple=True)
+            position = position + 1  # of windows, whose first position has no code
+            before = expected[window[row], position]
+            target = chunk[window[row], position + 1, None]
+            keep = torch.zeros(len(window), end, dtype=torch.bool, device=device)
+            keep[row, position] = True
+            found = []
+            for level in levels:
+                change = level[feature, None] - codes[window, : end - 1, feature]  # [batch, position - 1]
+                moved = change[..., None] * sae.W_dec[features[feature], None]
+                begin = None if start is None else start[window, :end]
+                after = _resume(model, site, begin, moved, chunk[window, :end], keep)
+                found += [(before - after).gather(-1, target)[:, 0], divergence(before, after)]
+            count.index_add_(0, feature[row], torch.ones_like(row))
+            sums.index_add_(0, feature[row], torch.stack(found, dim=1).double())
+    means = (sums / count[:, None]).cpu()  # 0 / 0 = NaN: it fired nowhere
+    return Effects(seen.cpu(), count.cpu(), means[:, 0::2], means[:, 1::2])
+
+
+def _read(
+    model: PreTrainedModel, site: Site, sae: Dictionary, features: Tensor, tokens: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """One plain pass: where to resume, the features' codes [windows, position - 1, m], log-probabilities."""
+    read: dict[Site, Tensor] = {}
+    first = start_of(site)
+    with ExitStack() as hooks:
+        for where in [site] if first in (site, None) else [site, first]:
+            hooks.enter_context(at_site(model, where, partial(read.__setitem__, where)))
+        expected = log_probabilities(model, tokens)
+    x = read[site][:, 1:]
+    values, active = sae.encode(x.flatten(0, 1))
+    codes = values.new_zeros(len(values), len(sae.b_enc)).scatter_(1, active, values)[:, features]
+    return None if first is None else read[first], codes.view(*x.shape[:2], -1), expected
+
+
+def _resume(
+    model: PreTrainedModel, site: Site, start: Tensor | None, change: Tensor, tokens: Tensor, keep: Tensor
+) -> Tensor:
+    """Log-probabilities [n, vocabulary] where `keep`, with `change` added to the site behind the first position."""
+
+    def add(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], x[:, 1:] + change], dim=1)
+
+    with ExitStack() as hooks:
+        if start is not None:
+            hooks.enter_context(starting_at(model, start_of(site), start))
+        hooks.enter_context(at_site(model, site, add))
+        hooks.enter_context(head_only_at(model, keep))
+        return log_probabilities(model, tokens)
+
+
+def stratified(firing_rate: Tensor, alive: Tensor, count: int, seed: int) -> Tensor:
+    """At most `count` alive features, int64, the same number from each quintile of firing rate, drawn at random."""
+    candidates = alive.nonzero()[:, 0]
+    of = torch.from_numpy(quintiles(firing_rate[candidates].numpy()))
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for number in range(BINS):
+        here = candidates[of == number]
+        chosen.append(here[torch.randperm(len(here), generator=generator)[: count // BINS]])
+    return torch.cat(chosen).sort().values
