@@ -66,8 +66,8 @@ class CodeSums:
         self._variance.add(x, self._sae.decode(values, features))
         active, strength = features[values > 0], values[values > 0].double()
         self._rows += len(x)
-        self._fired += torch.bincount(active, minlength=len(self._fired))
-        self._total += torch.bincount(active, strength, minlength=len(self._fired))
+        self._fired.index_add_(0, active, torch.ones_like(strength))
+        self._total.index_add_(0, active, strength)
         self._most.scatter_reduce_(0, active, strength, "amax")
         return values, features
 
