@@ -41,7 +41,8 @@ def measure_transfer(sae: Dictionary, dense: Iterable[Tensor], compressed: Itera
             either = ((u > 0) | (v > 0)).sum(1).double()
             overlap += torch.where(either > 0, both / either.clamp(min=1), 1.0).sum().item()
     mean_u, mean_v, uu, vv, uv = sums / rows
-    spread = ((uu - mean_u**2).clamp(min=0) * (vv - mean_v**2).clamp(min=0)).sqrt()
+    variances = [torch.where(xx - mean**2 > 1e-11 * xx, xx - mean**2, 0.0) for xx, mean in ((uu, mean_u), (vv, mean_v))]
+    spread = (variances[0] * variances[1]).sqrt()  # exactly 0 where rounding is all that varies
     correlation = torch.where(spread > 0, (uv - mean_u * mean_v) / spread, 0.0)
     return Transfer(a.result(), b.result(), overlap / rows, correlation.clamp(-1, 1).cpu())
 
