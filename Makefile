@@ -35,7 +35,7 @@ data: env ## the corpus, from the docstrings of the pinned packages (about 15 se
 reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of claims (about an hour)
 	@$(BIN)/feature-survival check
 	@$(BIN)/dvc repro
-	@cat paper_figures/claims.md
+	@$(BIN)/feature-survival verdicts
 
 quick: env ## a first look in minutes: a nano model through the same stages, in the scratch clone .quick/
 	@$(BIN)/feature-survival quick

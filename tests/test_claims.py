@@ -38,7 +38,7 @@ def judge(root: Path, **content: dict[str, Any]) -> dict[str, Any]:
     CELLS.to_csv(root / "results" / "cells.csv", index=False)
     YAML(typ="safe").dump({"claims": content}, root / "claims.yaml")
     claims.run(root)
-    return json.loads((root / "results" / "claims.json").read_text())
+    return {entry["name"]: entry for entry in json.loads((root / "results" / "claims.json").read_text())}
 
 
 @pytest.mark.parametrize(

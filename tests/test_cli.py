@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 Cli = Callable[..., Ended]
 STAGES = ["data", "base", "prune", "cache", "sae", "metrics", "summarize", "figure", "tables", "claims"]
-COMMANDS = ["check", *STAGES, "quick"]
+COMMANDS = ["check", *STAGES, "verdicts", "quick"]
 
 
 def assert_refused(ended: Ended, message: str) -> None:
@@ -80,9 +81,10 @@ def test_a_bad_value_in_params_is_refused_by_key_finding_and_what_is_allowed(
 
 def test_the_shipped_params_pass_the_check(cli: Cli, tmp_path: Path, write_params: WriteParams) -> None:
     write_params(tmp_path, {})
+    shutil.copy(TOP / "claims.yaml", tmp_path)
     ended = cli(tmp_path, "check")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "params.yaml: 3 models x 11 conditions = 33 cells\n"
+    assert ended.out.startswith("params.yaml: 3 models x 11 conditions = 33 cells; claims.yaml:")
 
 
 def base(project: Path, name: str) -> Path:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import tokenize
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pandas as pd
 from pydantic import Field, model_validator
 
-from feature_survival.artifacts import atomic_file, read_csv, write_json
+from feature_survival.artifacts import atomic_file, read_csv, read_json, write_json
 from feature_survival.schema import InputError, Section, read_yaml
 from feature_survival.tables import write_table
 
@@ -69,11 +69,15 @@ class Outcome(NamedTuple):
     here: str  # for print
 
 
+def load(path: Path) -> dict[str, Claim]:
+    """Read and check claims.yaml; InputError names the key, what was found and what is allowed."""
+    return read_yaml(path, Claims).claims
+
+
 def run(root: Path) -> None:
     """Write `results/claims.json` and the table `paper_figures/claims.{md,tex}`."""
     path = root / "claims.yaml"
-    judged = {name: _judge(claim, root, f"{path}: {name}") for name, claim in read_yaml(path, Claims).claims.items()}
-    table = pd.DataFrame([_printed(claim) for claim in judged.values()])
+    judged = [{"name": name, **_judge(claim, root, f"{path}: {name}")} for name, claim in load(path).items()]
     with atomic_file(root / "results" / "claims.json") as file:
         write_json(file, judged)
     caption = (
@@ -81,7 +85,12 @@ def run(root: Path) -> None:
         "cells, with exact binomial 95% intervals; cells share models and SAEs, so the intervals are too narrow. A "
         "control asks the same without the suspected cause."
     )
-    write_table("claims", table, caption, root / "paper_figures")
+    write_table("claims", pd.DataFrame(printed(root)), caption, root / "paper_figures")
+
+
+def printed(root: Path) -> list[dict[str, str]]:
+    """The verdicts of `results/claims.json`, for print: one row a claim."""
+    return [_row(claim) for claim in read_json(root / "results" / "claims.json")]
 
 
 def _judge(claim: Claim, root: Path, where: str) -> dict[str, object]:
@@ -169,16 +178,15 @@ def _binomial(count: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _printed(claim: dict[str, object]) -> dict[str, str]:
-    """One row of the table."""
-    controls = claim["controls"]
-    assert isinstance(controls, dict)
+def _row(claim: dict[str, Any]) -> dict[str, str]:
     low, high = claim["low"], claim["high"]
     return {
         "claim": f"{claim['claim']} ({claim['source']})",
-        "published": str(claim["published"]),
-        "here": str(claim["here"]),
+        "published": claim["published"],
+        "here": claim["here"],
         "95% interval": "-" if low is None or high is None else f"[{low:.2f}, {high:.2f}]",
-        "verdict": str(claim["verdict"]),
-        "control": "; ".join(f"{name}: {found['verdict']} ({found['here']})" for name, found in controls.items()),
+        "verdict": claim["verdict"],
+        "control": "; ".join(
+            f"{name}: {found['verdict']} ({found['here']})" for name, found in claim["controls"].items()
+        ),
     }

@@ -16,8 +16,8 @@ app = typer.Typer(
     help=(
         "What pruning does to the features inside a language model.\n\n"
         "Stages run in this order, each on the artifacts of those before: data, base, prune, cache, sae, metrics, "
-        "summarize, figure, tables, claims. DVC runs them for you (dvc repro); run one by hand to look closer. "
-        "The grid, the catalogue of models and conditions, and every setting are in params.yaml."
+        "summarize, figure, tables, claims; verdicts prints what came out. DVC runs them for you (dvc repro); run one "
+        "by hand to look closer. The grid, catalogues of models and conditions, every setting: params.yaml."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -46,17 +46,17 @@ def _deterministic() -> None:
 
 @app.command()
 def check() -> None:
-    """Check params.yaml and name what the grid holds; changes nothing."""
+    """Check params.yaml and claims.yaml, and name what the grid holds; changes nothing."""
+    from feature_survival.claims import load as load_claims
     from feature_survival.figures import FIGURES
 
-    params = _params()
+    params, claims = _params(), load_claims(ROOT / "claims.yaml")
     for name in params.study.figures:
         if name not in FIGURES:
             raise unknown("params.yaml: study.figures", name, FIGURES)
     cells = len(params.study.models) * len(params.study.conditions)
-    typer.echo(
-        f"params.yaml: {len(params.study.models)} models x {len(params.study.conditions)} conditions = {cells} cells"
-    )
+    grid = f"{len(params.study.models)} models x {len(params.study.conditions)} conditions = {cells} cells"
+    typer.echo(f"params.yaml: {grid}; claims.yaml: {len(claims)} claims")
 
 
 @app.command()
@@ -119,7 +119,7 @@ def sae(model: ModelName, condition: ConditionName) -> None:
 
 @app.command()
 def metrics(model: ModelName, condition: ConditionName) -> None:
-    """Measure a cell: perplexity, its SAEs' quality, the survival of the dense features."""
+    """Measure a cell: perplexity, SAEs' quality, transfer, survival; causal effects in the dense cell."""
     _cell_stage("metrics", model, condition)
 
 
@@ -154,6 +154,21 @@ def claims() -> None:
     from feature_survival.claims import run
 
     run(ROOT)
+
+
+@app.command()
+def verdicts() -> None:
+    """Print the verdicts of results/claims.json as a table; computes nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from feature_survival.claims import printed
+
+    rows = printed(ROOT)
+    table = Table(*rows[0], show_lines=True, title="Published claims, what this grid says, and what a control says")
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @app.command()

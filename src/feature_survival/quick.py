@@ -43,8 +43,7 @@ def run(root: Path, scratch: Path, overrides: list[str]) -> None:
         code = subprocess.run(command, cwd=scratch, env=environment).returncode
         if code:
             raise InputError(f"{scratch}: {' '.join(command)} ended with exit code {code}; its message is above")
-    for table in ("cells", "claims"):
-        print((scratch / "paper_figures" / f"{table}.md").read_text(), end="\n")
+    print((scratch / "paper_figures" / "cells.md").read_text(), end="")
     print(f"figure: {scratch / 'paper_figures' / 'survival.png'}")
 
 
