@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from feature_survival.config import Site
-from feature_survival.metrics.causal import ABLATIONS, Effects, measure_effects, stratified
+from feature_survival.metrics.causal import Effects, measure_effects, stratified
 from feature_survival.metrics.quintiles import BINS, quintiles
+from feature_survival.metrics.survival import ABLATIONS
 from feature_survival.models import at_site, read_site
 from feature_survival.sae import Dictionary
 

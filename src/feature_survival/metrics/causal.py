@@ -22,15 +22,13 @@ from feature_survival.sae import Dictionary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ABLATIONS = ("zero", "mean")
-
 
 class Effects(NamedTuple):
     """Means over the tokens on which a feature fires, one row a feature; NaN where it fired on none."""
 
     contexts: Tensor  # int64 [m]: windows it was ablated in
     tokens: Tensor  # int64 [m]: tokens that count: the feature fires on them and they have a next one
-    cross_entropy: Tensor  # float64 [m, 2]: CE with the feature ablated - CE, nats; by ABLATIONS
+    cross_entropy: Tensor  # float64 [m, 2]: CE with the feature ablated - CE, nats; to zero, to the mean
     kl: Tensor  # float64 [m, 2]: KL(model || model with the feature ablated), nats
 
 
@@ -120,7 +118,7 @@ def _resume(
 
 
 def stratified(firing_rate: Tensor, alive: Tensor, count: int, seed: int) -> Tensor:
-    """At most `count` alive features, int64, the same number from each quintile of firing rate, drawn at random."""
+    """Alive features, int64, drawn at random: up to count / 5 from each quintile of firing rate."""
     candidates = alive.nonzero()[:, 0]
     of = torch.from_numpy(quintiles(firing_rate[candidates].numpy()))
     generator = torch.Generator().manual_seed(seed)

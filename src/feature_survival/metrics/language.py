@@ -26,7 +26,7 @@ def mean_cross_entropy(model: PreTrainedModel, tokens: Tensor, batch: int) -> fl
 
 
 class Splice(NamedTuple):
-    """A model with its site's activations replaced, on the same tokens as the model itself."""
+    """A model with its site's activations replaced: means over all next-token predictions, position 0's included."""
 
     cross_entropy: float  # nats
     kl: float  # KL(the model's next-token distribution || the one with the replacement), nats

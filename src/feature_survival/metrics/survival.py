@@ -16,6 +16,11 @@ RANDOM = "random dictionary"
 FIXED = "fixed dictionary"  # no second SAE: a feature's activations in both models, see `transfer`
 PAIRINGS = (SAME_SEEDS, OTHER_ORDER, OTHER_INIT)
 
+# Columns that the stage writes and the summaries read.
+FEATURE = ["dense_seed", "feature"]  # what names a feature
+ABLATIONS = ("zero", "mean")
+OUTCOMES = {(outcome, ablation): f"{outcome}_{ablation}" for outcome in ("ce", "kl") for ablation in ABLATIONS}
+
 
 class Pair(NamedTuple):
     """A dense SAE and the cell's SAE it is compared with."""
@@ -53,14 +58,13 @@ def survival_by_feature(matches: pd.DataFrame, taus: list[float]) -> pd.DataFram
 
     matches: one row a feature and pair, with `pairing`, `dense_seed`, `feature`, `mutual_cosine`.
     """
-    by = ["dense_seed", "feature"]
 
     def shares(of_pairing: pd.DataFrame, tau: float) -> pd.Series:
-        return of_pairing.assign(found=of_pairing["mutual_cosine"] >= tau).groupby(by)["found"].mean()
+        return of_pairing.assign(found=of_pairing["mutual_cosine"] >= tau).groupby(FEATURE)["found"].mean()
 
     columns = {
         survival_column(str(pairing), tau): shares(of_pairing, tau)
         for pairing, of_pairing in matches.groupby("pairing", sort=False)
         for tau in taus
     }
-    return pd.DataFrame(columns).rename_axis(by).reset_index()
+    return pd.DataFrame(columns).rename_axis(FEATURE).reset_index()

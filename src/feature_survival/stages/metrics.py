@@ -19,17 +19,18 @@ from feature_survival.artifacts import Cell, atomic_directory, read_json, write_
 from feature_survival.compression.condition import load_compressed
 from feature_survival.config import Params, Seed
 from feature_survival.corpus import read_tokenizer, windows
-from feature_survival.metrics.causal import ABLATIONS, measure_effects, stratified
+from feature_survival.metrics.causal import measure_effects, stratified
 from feature_survival.metrics.language import Splice, loss_recovered, mean_cross_entropy, measure_splices
 from feature_survival.metrics.reconstruction import Reconstruction, alive, measure_reconstruction
 from feature_survival.metrics.stability import match, random_sae
-from feature_survival.metrics.survival import RANDOM, pairs, survival_by_feature
+from feature_survival.metrics.survival import ABLATIONS, FEATURE, OUTCOMES, RANDOM, pairs, survival_by_feature
 from feature_survival.metrics.transfer import Transfer, measure_transfer
 from feature_survival.progress import progress
 from feature_survival.sae import Dictionary, read_movement
 from feature_survival.schema import InputError
 
 ROWS = 16384  # activations encoded at a time
+RANDOM_SEEDS = 10_000  # far from the SAEs' own: an equal seed draws the numbers an SAE starts from
 
 
 def run(params: Params, cell: Cell) -> None:
@@ -47,10 +48,10 @@ def run(params: Params, cell: Cell) -> None:
     features = pd.concat([_features(cell, seed, sae, transfers[seed]) for seed, sae in dense.items()])
     matches = _matches(params, cell, dense, own, features)
     survival = survival_by_feature(matches[matches["alive"]], params.metrics.taus)
-    features = features.merge(survival, how="left", on=["dense_seed", "feature"], validate="one_to_one")
+    features = features.merge(survival, how="left", on=FEATURE, validate="one_to_one")
     if cell == cell.dense:
         effects = [_effects(params, cell, seed, dense[seed], features) for seed in params.seeds.compressed]
-        features = features.merge(pd.concat(effects), how="left", on=["dense_seed", "feature"], validate="one_to_one")
+        features = features.merge(pd.concat(effects), how="left", on=FEATURE, validate="one_to_one")
     numbers = _numbers(params, cell, dense, own, transfers)
     with atomic_directory(cell.metrics) as folder:
         write_json(folder / "metrics.json", numbers)
@@ -155,12 +156,12 @@ def _matches(
     ]
     if cell == cell.dense:
         others += [
-            (RANDOM, seed, f"random{number}", random_sae(sae, params.metrics.seed + number))
+            (RANDOM, seed, f"random{number}", random_sae(sae, RANDOM_SEEDS + params.metrics.seed + number))
             for number, (seed, sae) in enumerate(dense.items())
         ]
     frames = []
     for pairing, seed, name, sae in progress(others, f"matching {cell}", len(others), "pair"):
-        frame = features.loc[features["dense_seed"] == seed.name, ["dense_seed", "feature", "alive"]]
+        frame = features.loc[features["dense_seed"] == seed.name, [*FEATURE, "alive"]]
         columns = match(dense[seed], sae, torch.tensor(frame["alive"].to_numpy()))
         frames.append(
             frame.assign(
@@ -188,10 +189,10 @@ def _effects(params: Params, cell: Cell, seed: Seed, sae: Dictionary, features: 
         params.metrics.causal_windows,
         params.activations.batch_windows,
     )
+    values = {"ce": found.cross_entropy, "kl": found.kl}
     columns = {
-        f"{outcome}_{ablation}": values[:, number].numpy()
-        for outcome, values in (("ce", found.cross_entropy), ("kl", found.kl))
-        for number, ablation in enumerate(ABLATIONS)
+        column: values[outcome][:, ABLATIONS.index(ablation)].numpy()
+        for (outcome, ablation), column in OUTCOMES.items()
     }
     return pd.DataFrame(
         {

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from feature_survival.metrics.relevance import Features, measure_relevance
+from feature_survival.metrics.survival import OUTCOMES
 from feature_survival.summarize.fragility import pairings
-from feature_survival.summarize.measured import OUTCOMES, Measured, Row, by_sae
+from feature_survival.summarize.measured import Measured, Row, by_sae
 
 FAMILY = ["pairing", "ablation", "outcome"]  # cells of one family are tested together: Holm's correction
 

@@ -11,11 +11,9 @@ import pandas as pd
 from feature_survival.artifacts import Cell, read_json, read_parquet
 from feature_survival.config import MAIN_TAU, Params
 from feature_survival.metrics import KEPT
-from feature_survival.metrics.survival import FIXED, PAIRINGS, RANDOM, survival_column
+from feature_survival.metrics.survival import FEATURE, FIXED, OUTCOMES, PAIRINGS, RANDOM, survival_column
 
 Row = dict[str, object]
-FEATURE = ["dense_seed", "feature"]  # what names a feature
-OUTCOMES = {(outcome, ablation): f"{outcome}_{ablation}" for outcome in ("ce", "kl") for ablation in ("zero", "mean")}
 
 
 class Measured(NamedTuple):

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from feature_survival.metrics.survival import FEATURE
 from feature_survival.stats import cluster_bootstrap
-from feature_survival.summarize.measured import FEATURE, Measured, Row, by_sae
+from feature_survival.summarize.measured import Measured, Row, by_sae
 
 MUTUAL, ONE_TO_ONE, BOTH, MEAN = "mutual nearest", "one to one", "decoder and encoder", "mean cosine"
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from feature_survival.metrics.survival import FIXED, survival_column
+from feature_survival.metrics.survival import FEATURE, FIXED, survival_column
 from feature_survival.stats import cluster_bootstrap, cluster_mean, cluster_replicates, interval
-from feature_survival.summarize.measured import FEATURE, Measured, Row, by_sae, count
+from feature_survival.summarize.measured import Measured, Row, by_sae, count
 
 
 def rows(measured: Measured) -> Iterator[tuple[str, Row]]:

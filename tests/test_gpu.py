@@ -1,0 +1,58 @@
+"""What a GPU computes is what the CPU computes, under the deterministic algorithms that every stage switches on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from feature_survival.config import Site
+from feature_survival.metrics.causal import measure_effects
+from feature_survival.metrics.stability import match
+from feature_survival.metrics.transfer import measure_transfer
+from feature_survival.sae import Dictionary
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def dictionary(seed: int, device: str) -> Dictionary:
+    draw = torch.Generator().manual_seed(seed)
+    decoder = torch.nn.functional.normalize(torch.randn(64, 32, generator=draw), dim=1).to(device)
+    return Dictionary(decoder.T, torch.zeros(64, device=device), decoder, torch.zeros(32, device=device), k=4)
+
+
+def test_transfer_is_measured_on_the_gpu_as_on_the_cpu() -> None:
+    x = torch.randn(500, 32, generator=torch.Generator().manual_seed(0))
+    y = x + 0.1
+    on_cpu, on_gpu = (measure_transfer(dictionary(0, device), x.split(200), y.split(200)) for device in ("cpu", "cuda"))
+    assert on_gpu.jaccard == pytest.approx(on_cpu.jaccard, abs=1e-3)
+    assert on_gpu.compressed.fvu == pytest.approx(on_cpu.compressed.fvu, rel=1e-3)
+    torch.testing.assert_close(on_gpu.correlation, on_cpu.correlation, rtol=0, atol=1e-3)
+    torch.testing.assert_close(on_gpu.dense.max_activation, on_cpu.dense.max_activation, rtol=0, atol=1e-3)
+
+
+def test_features_are_matched_on_the_gpu_as_on_the_cpu() -> None:
+    alive = torch.arange(64) % 3 > 0
+    on_cpu, on_gpu = (match(dictionary(0, device), dictionary(1, device), alive) for device in ("cpu", "cuda"))
+    for name, expected in on_cpu.items():
+        torch.testing.assert_close(on_gpu[name], expected, rtol=0, atol=1e-4, equal_nan=True)
+
+
+def test_effects_are_measured_on_the_gpu_as_on_the_cpu(llama: PreTrainedModel, tokens: Tensor) -> None:
+    features, mean = torch.arange(64), torch.full((64,), 0.1, dtype=torch.float64)
+    on_cpu, on_gpu = (
+        measure_effects(llama.to(device), Site("resid_post", 1), dictionary(0, device), features, mean, tokens, 3, 4)
+        for device in ("cpu", "cuda")
+    )
+    assert torch.equal(on_gpu.contexts, on_cpu.contexts)
+    torch.testing.assert_close(on_gpu.cross_entropy, on_cpu.cross_entropy, rtol=0, atol=1e-4, equal_nan=True)
