@@ -77,6 +77,13 @@ def test_a_claim_whose_precondition_fails_is_not_testable_but_its_number_is_show
     assert (found["value"], found["verdict"]) == (0.4, UNTESTABLE)
 
 
+def test_a_row_that_lacks_a_number_of_the_measure_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    CELLS.assign(survival=[1, 0.4, 1, None]).to_csv(tmp_path / "results" / "gaps.csv", index=False)
+    found = judge(tmp_path, it=claim({**SHARE, "table": "gaps", "at_least": 0.9}))["it"]
+    assert (found["here"], found["verdict"]) == ("1 of 1", HOLDS)
+
+
 def test_controls_have_verdicts_of_their_own(tmp_path: Path) -> None:
     control = {**LARGEST, "at_most": 0.3}
     found = judge(tmp_path, it=claim({**LARGEST, "at_least": 0.1}, controls={"the other way": control}))["it"]
@@ -84,6 +91,11 @@ def test_controls_have_verdicts_of_their_own(tmp_path: Path) -> None:
     assert found["controls"]["the other way"]["verdict"] == FAILS
     printed = (tmp_path / "paper_figures" / "claims.md").read_text()
     assert "the other way: does not hold (0.4 (a wanda-50; largest of 2))" in printed
+
+
+def test_a_misspelt_key_of_a_precondition_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"claims\.it\.testable\.tabel: unknown key 'tabel'; did you mean 'table'"):
+        judge(tmp_path, it=claim({**LARGEST, "at_least": 0}, testable={**LARGEST, "tabel": "x", "at_least": 0}))
 
 
 def test_a_table_without_rows_makes_a_claim_untestable(tmp_path: Path) -> None:
@@ -108,6 +120,8 @@ def test_a_table_without_rows_makes_a_claim_untestable(tmp_path: Path) -> None:
         ({**LARGEST, "rows": "survival + 1", "at_least": 0}, "not true or false"),
         ({**LARGEST, "measure": "1", "at_least": 0}, "no value a row"),
         ({**SHARE, "measure": "survival", "at_least": 0}, "not true or false"),
+        ({**LARGEST, "measure": "model", "at_least": 0}, "'model' is not a number; the largest of the rows"),
+        ({**LARGEST, "measure": "survival > 0", "at_least": 0}, "is not a number"),
         ({**SHARE}, "exactly one of at_least and at_most"),
         ({**SHARE, "at_least": 0, "at_most": 1}, "exactly one of at_least and at_most"),
         ({**LARGEST, "at_leest": 0.5}, "unknown key 'at_leest'; did you mean 'at_least'"),

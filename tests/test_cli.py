@@ -63,7 +63,9 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("metrics.taus", [0.7, 1.5], "metrics.taus.1: input should be less than 1, found 1.5"),
     ("sae.k", 0, "sae.k: input should be greater than 0, found 0"),
     ("sae.k", "many", "sae.k: input should be a valid integer"),
-    ("window", 1, "window: input should be greater than or equal to 2, found 1"),
+    ("window", 2, "window: input should be greater than or equal to 3, found 2"),
+    ("metrics.taus", [0.7, 0.7], "metrics: taus: one stands twice"),
+    ("metrics.causal_features", 4, "metrics.causal_features: input should be greater than or equal to 5, found 4"),
     ("metrics", {}, "metrics.taus: this key is missing (and 5 more)"),
 ]
 

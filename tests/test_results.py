@@ -124,9 +124,10 @@ def planted_study(tmp_path_factory: pytest.TempPathFactory, write_params: WriteP
                 "tokens": 1000,
                 "parameters": 12345,
                 "site_width": 32,
-                "saes": [SAE, {**SAE, "fvu": 0.22}],
+                "saes": [SAE, {**SAE, "init_seed": 1, "fvu": 0.22}],
                 "transfer": [
-                    {**SAE, "fvu": 0.2 if dense else fvu, "dense_fvu": 0.2, "jaccard": 0.5} for fvu in (0.24, 0.28)
+                    {**SAE, "init_seed": seed, "fvu": 0.2 if dense else fvu, "dense_fvu": 0.2, "jaccard": 0.5}
+                    for seed, fvu in enumerate((0.24, 0.28))
                 ],
             }
             (folder / "metrics.json").write_text(json.dumps(numbers))

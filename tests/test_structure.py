@@ -15,6 +15,7 @@ PACKAGE = TOP / "src" / "feature_survival"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "schema",
+    "thresholds",
     "config",
     "artifacts",
     "progress",

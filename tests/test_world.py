@@ -17,11 +17,11 @@ from sae_lens.synthetic import ActivationGenerator, FeatureDictionary, zipfian_f
 from torch import Tensor
 
 from feature_survival.matching import mutual_cosine, random_dictionary
-from feature_survival.metrics import DAMAGED, KEPT
 from feature_survival.metrics.fragility import Cluster, Trend, measure_confound, measure_trend
 from feature_survival.metrics.quintiles import BINS
 from feature_survival.metrics.transfer import Transfer, measure_transfer
 from feature_survival.sae import Dictionary
+from feature_survival.thresholds import DAMAGED, KEPT
 
 WIDTH, FEATURES, TAU = 64, 320, 0.7
 TRUTH = FeatureDictionary(FEATURES, WIDTH, initializer=None, seed=0).feature_vectors.detach()  # most frequent first

@@ -3,8 +3,8 @@
 `artifacts/<model>/base`                   weights, config, tokenizer
 `artifacts/<model>/<condition>/prune`      packed masks, achieved sparsity
 `artifacts/<model>/<condition>/cache`      activation shards
-`artifacts/<model>/<condition>/sae/<seed>` SAEs in SAELens's format
-`artifacts/metrics/<model>/<condition>`    metrics.json, features.parquet
+`artifacts/<model>/<condition>/sae/<seed>` SAEs in SAELens's format, and how far each feature moved in training
+`artifacts/metrics/<model>/<condition>`    metrics.json, features.parquet, matches.parquet
 `artifacts/training/<model>.csv`           losses of the base model
 `results/`, `paper_figures/`               tidy tables; figures and printed tables
 """
@@ -171,17 +171,21 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     return frame
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
-    """A parquet artifact; InputError where it is missing or broken."""
+def read_parquet(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """A parquet artifact; InputError where it is missing or broken, or lacks one of the columns needed."""
     import pandas as pd
     from pyarrow.lib import ArrowInvalid
 
     try:
-        return pd.read_parquet(path)
+        frame = pd.read_parquet(path)
     except FileNotFoundError:
         raise _missing(path) from None
     except ArrowInvalid as error:
         raise InputError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); run dvc repro") from None
+    for column in columns:
+        if column not in frame:
+            raise InputError(f"{path}: column {column!r} is missing; written with other settings? run dvc repro")
+    return frame
 
 
 def read_tensors(path: Path, names: Iterable[str] = ()) -> dict[str, torch.Tensor]:

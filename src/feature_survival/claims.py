@@ -7,6 +7,7 @@ grid cannot show as not testable.
 from __future__ import annotations
 
 import math
+import re
 import tokenize
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -117,12 +118,17 @@ def evaluate(test: Test, root: Path, where: str) -> Outcome:
         return Outcome(None, None, None, 0, UNTESTABLE, "no such cells")
     wanted = _expression(table, test.rows, where, path)
     measure = _expression(table, test.measure, where, path)
-    for text, values, needed in ((test.rows, wanted, True), (test.measure, measure, test.summary == "share")):
-        if needed and values.dtype != bool:
-            raise InputError(f"{where}: {text!r} is not true or false; a comparison is needed")
     for column in test.interval or []:
         _expression(table, f"`{column}`", where, path)
-    measure = measure[wanted].dropna()
+    number_wanted = test.summary != "share"
+    for text, values, number in ((test.rows, wanted, False), (test.measure, measure, number_wanted)):
+        if number and (values.dtype == bool or not pd.api.types.is_numeric_dtype(values)):
+            raise InputError(f"{where}: {text!r} is not a number; the {test.summary} of the rows needs one")
+        if not number and values.dtype != bool:
+            raise InputError(f"{where}: {text!r} is not true or false; a comparison is needed")
+    # A row that lacks a number the measure asks for is no row; compared, it would count as false.
+    asked = [column for column in table.columns if re.search(rf"\b{re.escape(column)}\b", test.measure)]
+    measure = measure[wanted & table[asked].notna().all(axis=1)]
     n = len(measure)
     if not n:
         return Outcome(None, None, None, 0, UNTESTABLE, "no such cells")

@@ -165,7 +165,11 @@ def verdicts() -> None:
     from feature_survival.claims import printed
 
     rows = printed(ROOT)
-    table = Table(*rows[0], show_lines=True, title="Published claims, what this grid says, and what a control says")
+    table = Table(
+        *(rows[0] if rows else []),
+        show_lines=True,
+        title="Published claims, what this grid says, and what a control says",
+    )
     for row in rows:
         table.add_row(*row.values())
     Console(width=None if sys.stdout.isatty() else 160).print(table)

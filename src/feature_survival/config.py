@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from feature_survival.schema import Section, read_yaml, unknown
-
-MAIN_TAU = 0.7  # the cosine at which a feature counts as found again; others are shown beside it
+from feature_survival.thresholds import MAIN_TAU
 
 
 class Seed(NamedTuple):
@@ -200,12 +199,14 @@ class Metrics(Section):
     causal_features: Annotated[int, Field(ge=5)]  # of each dense SAE, the same number from each quintile
     causal_windows: PositiveInt  # the most in which a feature is ablated
     bootstrap_samples: PositiveInt
-    seed: NonNegativeInt  # of the bootstrap and of random dictionaries
+    seed: NonNegativeInt  # of the bootstrap, random dictionaries and drawn samples
 
     @model_validator(mode="after")
-    def _main_tau(self) -> Metrics:
+    def _taus(self) -> Metrics:
         if MAIN_TAU not in self.taus:
             raise ValueError(f"taus: {MAIN_TAU} must be among them, found {self.taus}")
+        if len(set(self.taus)) < len(self.taus):
+            raise ValueError(f"taus: one stands twice, found {self.taus}")
         return self
 
 
@@ -213,7 +214,7 @@ class Params(Section):
     """All of params.yaml."""
 
     study: Study
-    window: Annotated[int, Field(ge=2)]  # tokens a window, <bos> included
+    window: Annotated[int, Field(ge=3)]  # tokens a window, <bos> included
     corpus: Corpus
     models: dict[str, Model]
     conditions: dict[str, Condition]

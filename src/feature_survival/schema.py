@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -86,4 +87,6 @@ def _fields_at(schema: type[Section], location: tuple[int | str, ...]) -> list[s
             section = section.model_fields[str(part)].annotation
         else:  # a catalogue, dict[str, Section]: any name, the same fields
             section = section.__args__[-1]
+        if isinstance(section, UnionType):  # Section | None
+            section = section.__args__[0]
     return list(section.model_fields)

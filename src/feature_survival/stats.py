@@ -18,8 +18,11 @@ class Estimate(NamedTuple):
 
 
 def interval(mean: float, replicates: np.ndarray) -> Estimate:
-    """Percentile interval of bootstrap replicates, [samples], around a value."""
-    low, high = np.percentile(replicates, [2.5, 97.5])
+    """Percentile interval of bootstrap replicates, [samples], around a value; NaN where there are none."""
+    if not len(replicates):
+        return Estimate(float(mean), float("nan"), float("nan"))
+    places = np.array([0.025, 0.975]) * (len(replicates) - 1)  # no interpolation: replicates may be infinite
+    low, high = np.sort(replicates)[places.round().astype(int)]
     return Estimate(float(mean), float(low), float(high))
 
 

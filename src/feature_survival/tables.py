@@ -10,9 +10,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from feature_survival.artifacts import atomic_file, read_csv
-from feature_survival.config import MAIN_TAU
-from feature_survival.metrics import KEPT, RETRAINED, TRANSFERRED, VIABLE
+from feature_survival.metrics import RETRAINED, TRANSFERRED
 from feature_survival.metrics.survival import FIXED, OTHER_INIT, OTHER_ORDER, PAIRINGS, RANDOM, SAME_SEEDS
+from feature_survival.thresholds import KEPT, MAIN_TAU, VIABLE
 
 KEY = ["model", "condition"]
 SHORT = {
@@ -104,7 +104,8 @@ def transfer(results: Path) -> pd.DataFrame:
     columns = [*KEY, "sae", *values, "viable", "jaccard", "kept", "kept_low", "kept_high"]
     table = read_csv(results / "transfer.csv", columns)
     old, new = (table[table["sae"] == kind].set_index(KEY) for kind in (TRANSFERRED, RETRAINED))
-    out = _spread(survival, KEY, "pairing", _range(survival, "survival")).set_index(KEY)
+    found = _spread(survival, KEY, "pairing", _range(survival, "survival")).set_index(KEY)
+    out = found.reindex(old.index).fillna("-")
     for heading, column in (("FVU", "fvu"), ("CE score", "ce_loss_score"), ("KL", "kl")):
         out[heading] = [f"{a:.3f} / {b:.3f}" for a, b in zip(old[column], new[column], strict=True)]
     out["FVU x dense"] = old["fvu_ratio"].map("{:.2f}".format)

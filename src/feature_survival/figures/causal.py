@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from feature_survival.artifacts import read_csv
-from feature_survival.figures.style import FLOOR, PAPER, SPARSITY, STEP, model_grid, with_interval
+from feature_survival.figures.style import FLOOR, PAPER, STEP, model_grid, with_interval
 from feature_survival.metrics.survival import FIXED, OTHER_INIT, SAME_SEEDS
 
 ROWS = {
@@ -39,7 +39,7 @@ def figure(results: Path) -> Figure:
     table = read_csv(results / "causal.csv", COLUMNS)
     table = table[(table["ablation"] == "zero") & (table["outcome"] == "ce")]
     table = table.assign(achieved_sparsity=100 * table["achieved_sparsity"])
-    return model_grid(table, ROWS, _panel, xlabel=SPARSITY)
+    return model_grid(table, ROWS, _panel, xlabel="achieved sparsity [%]\n(series set apart to the right)")
 
 
 def _panel(axis: Axes, table: pd.DataFrame, row: str, looks: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ def _panel(axis: Axes, table: pd.DataFrame, row: str, looks: dict[str, Any]) -> 
         if row == "effects":
             axis.set_ymargin(0.15)  # room for the note
             for place, (group, fill) in enumerate((("survivors", look["color"]), ("casualties", "white"))):
-                x = rows["achieved_sparsity"] + 1.5 * (2 * number + place)
+                x = rows["achieved_sparsity"] + 6 * (2 * number + place) / (2 * len(looks))
                 label = f"{series}: {group}, median and quartiles"
                 ends = [f"{group}_q25", f"{group}_q75"]
                 look_of_group = {**look, "linestyle": "none", "markerfacecolor": fill, "label": label}

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from feature_survival.artifacts import read_csv
-from feature_survival.config import MAIN_TAU
 from feature_survival.figures.style import by_pairing, model_grid, quintile_panel
 from feature_survival.metrics.survival import PAIRINGS
+from feature_survival.thresholds import MAIN_TAU
 
 COLUMNS = ["model", "series", "sparsity", "pairing", "displacement", "survival", "low", "high", "n_features", "n_saes"]
 

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from feature_survival.artifacts import read_csv
-from feature_survival.config import MAIN_TAU
 from feature_survival.figures.style import (
     DENSE,
     FLOOR,
@@ -22,6 +21,7 @@ from feature_survival.figures.style import (
     write_counts,
 )
 from feature_survival.metrics.survival import PAIRINGS, RANDOM, SAME_SEEDS
+from feature_survival.thresholds import MAIN_TAU
 
 COLUMNS = ["model", "series", "achieved_sparsity", "pairing", "tau", "survival", "low", "high", "n_features", "n_saes"]
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from feature_survival.artifacts import read_csv
 from feature_survival.figures.style import DENSE, FLOOR, SPARSITY, STEP, model_grid, with_interval, write_counts
-from feature_survival.metrics import DAMAGED, KEPT, RETRAINED, TRANSFERRED, VIABLE
+from feature_survival.metrics import RETRAINED, TRANSFERRED
+from feature_survival.thresholds import DAMAGED, KEPT, VIABLE
 
 ROWS = {
     "fvu_ratio": "FVU / FVU on the\ndense model",
@@ -47,7 +48,9 @@ def _panel(axis: Axes, table: pd.DataFrame, row: str, looks: dict[str, Any]) -> 
             with_interval(axis, x, old, row, ends, **look, label=name)
             name = f"{series}: SAE retrained on the pruned model, range of {new['n_saes'].max()} SAEs"
             hollow = {**look, "markerfacecolor": "white", "linewidth": 0.7}
-            with_interval(axis, new["achieved_sparsity"] + STEP * (number + 2), new, row, ends, **hollow, label=name)
+            with_interval(
+                axis, new["achieved_sparsity"] + STEP * (number + len(looks)), new, row, ends, **hollow, label=name
+            )
     if row == "fvu_ratio":
         axis.axhline(VIABLE, **FLOOR, linestyle=(0, (6, 3)), label=f"viable below {VIABLE} (fixed in advance)")
     elif row == "kept":

@@ -4,8 +4,4 @@
 `reconstruction` serve several.
 """
 
-# Fixed in advance, whatever comes out.
-VIABLE = 1.25  # times its FVU on the dense model: the most an SAE may leave unexplained on a compressed one
-KEPT, DAMAGED = 0.9, 0.5  # correlation of a feature's activations, dense against compressed: kept above, damaged below
-
 TRANSFERRED, RETRAINED = "dense model's", "retrained"  # SAEs on a compressed model, as tables name them

@@ -42,7 +42,7 @@ TABLES = {
     "fragility_tests": "RQ4: one row a cell and pairing",
     "predictors": "RQ4: one row a cell, pairing and predictor",
     "displacement": "one row a cell, pairing and quintile of displacement from initialisation",
-    "displacement_tests": "one row a cell",
+    "displacement_tests": "one row a cell and pairing",
     "causal": "RQ5: one row a cell, pairing, ablation and outcome",
     "training": "losses of the base models",
 }

@@ -11,6 +11,8 @@ from feature_survival.metrics.survival import OUTCOMES
 from feature_survival.summarize.fragility import pairings
 from feature_survival.summarize.measured import Measured, Row, by_sae
 
+NUMBERS = [f"{group}_{value}" for group in ("survivors", "casualties") for value in ("q25", "median", "q75")]
+NUMBERS += ["rho", "delta", "low", "high", "p"]
 FAMILY = ["pairing", "ablation", "outcome"]  # cells of one family are tested together: Holm's correction
 
 
@@ -38,7 +40,7 @@ def rows(measured: Measured) -> Iterator[tuple[str, Row]]:
             key |= {"n_ablated": len(ablated), "n_saes": len(saes)}
             found = measure_relevance(saes, metrics.bootstrap_samples, metrics.seed)
             if found is None:
-                yield "causal", {**key, "n_survivors": 0, "n_casualties": 0}
+                yield "causal", {**key, "n_survivors": 0, "n_casualties": 0, **dict.fromkeys(NUMBERS, np.nan)}
                 continue
             key |= {"n_survivors": len(found.survivors), "n_casualties": len(found.casualties)}
             for group, effects in (("survivors", found.survivors), ("casualties", found.casualties)):

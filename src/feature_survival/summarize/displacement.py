@@ -6,16 +6,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from feature_survival.config import MAIN_TAU
 from feature_survival.metrics.fragility import measure_confound
 from feature_survival.metrics.quintiles import BINS
 from feature_survival.metrics.survival import OTHER_INIT, OTHER_ORDER, SAME_SEEDS, survival_column
 from feature_survival.summarize.fragility import pairings, trend
 from feature_survival.summarize.measured import Measured, Row, by_sae, count
+from feature_survival.thresholds import MAIN_TAU
 
 
 def rows(measured: Measured) -> Iterator[tuple[str, Row]]:
-    """Quintiles of displacement, least moved first; and the confound: the part that needs a shared start."""
+    """Quintiles of displacement, least moved first; and the confound: the part that needs a shared start.
+
+    Same seeds share the order of tokens too; two dense SAEs of another order show the part of the start alone.
+    """
     for pairing, features in pairings(measured):
         counts = measured.counts(pairing)
         found = trend(measured, features, "displacement")

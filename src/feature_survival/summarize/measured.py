@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from feature_survival.artifacts import Cell, read_json, read_parquet
-from feature_survival.config import MAIN_TAU, Params
-from feature_survival.metrics import KEPT
+from feature_survival.config import Params
 from feature_survival.metrics.survival import FEATURE, FIXED, OUTCOMES, PAIRINGS, RANDOM, survival_column
+from feature_survival.thresholds import KEPT, MAIN_TAU
 
 Row = dict[str, object]
 
@@ -31,11 +31,13 @@ class Measured(NamedTuple):
     def read(cls, params: Params, cell: Cell) -> Measured:
         """InputError names a missing or broken file."""
         numbers, dense = (read_json(of.metrics / "metrics.json") for of in (cell, cell.dense))
-        features = read_parquet(cell.metrics / "features.parquet")
-        matches = read_parquet(cell.metrics / "matches.parquet")
+        matches = read_parquet(cell.metrics / "matches.parquet", [*FEATURE, "pairing"])
+        survival = [survival_column(pairing, tau) for pairing in set(matches["pairing"]) for tau in params.metrics.taus]
+        features = read_parquet(cell.metrics / "features.parquet", [*FEATURE, "alive", "correlation", *survival])
         if cell != cell.dense:  # effects are those in the dense model
-            effects = read_parquet(cell.dense.metrics / "features.parquet")[[*FEATURE, *OUTCOMES.values()]]
-            features = features.merge(effects, how="left", on=FEATURE)
+            columns = [*FEATURE, *OUTCOMES.values()]
+            effects = read_parquet(cell.dense.metrics / "features.parquet", columns)
+            features = features.merge(effects[columns], how="left", on=FEATURE)
         alive = features[features["alive"]]
         key: Row = {
             "model": cell.model,

@@ -27,7 +27,8 @@ def ratios(grid: list[Measured]) -> Iterator[Row]:
     """Survival under Wanda over survival under magnitude, cells of one model and sparsity, at the main tau.
 
     Both methods are measured on the same dense features, which are resampled together. Infinite where nothing
-    survives magnitude pruning. Last the fixed dictionary: the ratio of the shares of features that are kept.
+    survives magnitude pruning, NaN where nothing survives either. Last the fixed dictionary: the ratio of the shares of
+    features that are kept.
     """
     cells = {(cell.cell.model, cell.key["series"], cell.key["sparsity"]): cell for cell in grid}
     for (model, series, sparsity), wanda in cells.items():
@@ -41,6 +42,7 @@ def ratios(grid: list[Measured]) -> Iterator[Row]:
             means = cluster_mean(clusters)
             replicates = cluster_replicates(clusters, metrics.bootstrap_samples, metrics.seed)
             with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = interval(means[0] / means[1], replicates[:, 0] / replicates[:, 1])
+                drawn = replicates[:, 0] / replicates[:, 1]
+                ratio = interval(means[0] / means[1], drawn[~np.isnan(drawn)])
             row: Row = {"model": model, "sparsity": sparsity, "pairing": pairing}
             yield {**row, "ratio": ratio.mean, "low": ratio.low, "high": ratio.high, **count(both)}
