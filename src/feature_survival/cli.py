@@ -50,10 +50,11 @@ def check() -> None:
     from feature_survival.claims import load as load_claims
     from feature_survival.figures import FIGURES
 
-    params, claims = _params(), load_claims(ROOT / "claims.yaml")
+    params = _params()
     for name in params.study.figures:
         if name not in FIGURES:
             raise unknown("params.yaml: study.figures", name, FIGURES)
+    claims = load_claims(ROOT / "claims.yaml")
     cells = len(params.study.models) * len(params.study.conditions)
     grid = f"{len(params.study.models)} models x {len(params.study.conditions)} conditions = {cells} cells"
     typer.echo(f"params.yaml: {grid}; claims.yaml: {len(claims)} claims")

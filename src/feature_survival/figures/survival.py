@@ -59,4 +59,3 @@ def _panel(axis: Axes, table: pd.DataFrame, pairing: str, looks: dict[str, Any])
     if len(pruned):
         write_counts(axis, pruned)
     axis.set_xlim(0, table["achieved_sparsity"].max() + 4)
-    axis.set_ylim(bottom=-0.02 * axis.get_ylim()[1])  # a floor of zero stays visible
