@@ -183,6 +183,7 @@ def write_params(shipped: dict[str, Any]) -> WriteParams:
 
 
 TINY_STUDY: dict[str, Any] = {
+    "study.bases": ["tiny"],
     "study.models": ["tiny"],
     "study.conditions": ["dense", "magnitude-50", "wanda-50"],
     "window": 16,

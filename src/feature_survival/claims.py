@@ -120,19 +120,19 @@ def evaluate(test: Test, root: Path, where: str) -> Outcome:
     measure = _expression(table, test.measure, where, path)
     for column in test.interval or []:
         _expression(table, f"`{column}`", where, path)
-    number_wanted = test.summary != "share"
-    for text, values, number in ((test.rows, wanted, False), (test.measure, measure, number_wanted)):
-        if number and (values.dtype == bool or not pd.api.types.is_numeric_dtype(values)):
-            raise InputError(f"{where}: {text!r} is not a number; the {test.summary} of the rows needs one")
-        if not number and values.dtype != bool:
+    share = test.summary == "share"
+    for text, values in [(test.rows, wanted), *([(test.measure, measure)] if share else [])]:
+        if values.dtype != bool:
             raise InputError(f"{where}: {text!r} is not true or false; a comparison is needed")
+    if not share and (measure.dtype == bool or not pd.api.types.is_numeric_dtype(measure)):
+        raise InputError(f"{where}: {test.measure!r} is not a number; the {test.summary} of the rows needs one")
     # A row that lacks a number the measure asks for is no row; compared, it would count as false.
     asked = [column for column in table.columns if re.search(rf"\b{re.escape(column)}\b", test.measure)]
     measure = measure[wanted & table[asked].notna().all(axis=1)]
     n = len(measure)
     if not n:
         return Outcome(None, None, None, 0, UNTESTABLE, "no such cells")
-    if test.summary == "share":
+    if share:
         value = float(measure.mean())
         low: float | None
         high: float | None

@@ -51,6 +51,7 @@ class Site(NamedTuple):
 class Study(Section):
     """The grid: every model crossed with every condition; and which figures are drawn."""
 
+    bases: Annotated[list[str], Field(min_length=1)]
     models: Annotated[list[str], Field(min_length=1)]
     conditions: Annotated[list[str], Field(min_length=1)]
     figures: list[str]

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from feature_survival.metrics.fragility import measure_confound
-from feature_survival.metrics.quintiles import BINS
 from feature_survival.metrics.survival import OTHER_INIT, OTHER_ORDER, SAME_SEEDS, survival_column
-from feature_survival.summarize.fragility import pairings, trend
+from feature_survival.summarize.fragility import has_quintiles, pairings, trend
 from feature_survival.summarize.measured import Measured, Row, by_sae, count
 from feature_survival.thresholds import MAIN_TAU
 
@@ -30,7 +29,7 @@ def rows(measured: Measured) -> Iterator[tuple[str, Row]]:
         if not {same, OTHER_INIT} <= set(measured.pairings()):
             continue
         features = measured.paired(same, OTHER_INIT)
-        if len(features) and features.groupby("dense_seed").size().min() >= BINS:
+        if has_quintiles(features):
             columns = ["displacement", *(survival_column(pairing, MAIN_TAU) for pairing in (same, OTHER_INIT))]
             clusters = list(by_sae(features, columns))
             metrics = measured.params.metrics

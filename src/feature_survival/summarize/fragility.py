@@ -15,6 +15,11 @@ from feature_survival.summarize.measured import Measured, Row, by_sae
 PREDICTORS = ["log_firing_rate", "mean_activation", "max_activation", "encoder_decoder_cosine", "displacement"]
 
 
+def has_quintiles(features: pd.DataFrame) -> bool:
+    """Whether every dense SAE has a feature for each quintile."""
+    return bool(features.groupby("dense_seed").size().min() >= BINS)
+
+
 def pairings(measured: Measured) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each pairing with its features, and for a compressed cell last the control without retraining.
 
@@ -22,7 +27,7 @@ def pairings(measured: Measured) -> Iterator[tuple[str, pd.DataFrame]]:
     """
     for pairing in [*measured.pairings(), *([] if measured.is_dense else [FIXED])]:
         features = measured.survived(pairing)
-        if pairing != RANDOM and features.groupby("dense_seed").size().min() >= BINS:
+        if pairing != RANDOM and has_quintiles(features):
             yield pairing, features
 
 

@@ -61,8 +61,7 @@ class Measured(NamedTuple):
 
     def paired(self, *pairings: str) -> pd.DataFrame:
         """The features whose SAEs stand in all of these pairings."""
-        tau = self.params.metrics.taus[0]
-        return self.features.dropna(subset=[survival_column(pairing, tau) for pairing in pairings])
+        return self.features.dropna(subset=[survival_column(pairing, MAIN_TAU) for pairing in pairings])
 
     def survived(self, pairing: str) -> pd.DataFrame:
         """The features of a pairing, with their survival at the main tau in column `survived`.

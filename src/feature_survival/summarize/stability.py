@@ -33,6 +33,7 @@ def rows(measured: Measured) -> Iterator[tuple[str, Row]]:
         clusters = [np.nan_to_num(cluster) for cluster in by_sae(of_feature, names)]  # no free partner: not matched
         metrics = measured.params.metrics
         estimates = cluster_bootstrap(clusters, metrics.bootstrap_samples, metrics.seed)
+        counts = measured.counts(pairing)
         for (kind, tau), (value, low, high) in zip(columns, estimates, strict=True):
             row: Row = {"model": measured.cell.model, "pairing": pairing, "match": kind, "tau": tau}
-            yield "stability", {**row, "value": value, "low": low, "high": high, **measured.counts(pairing)}
+            yield "stability", {**row, "value": value, "low": low, "high": high, **counts}

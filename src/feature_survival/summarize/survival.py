@@ -18,9 +18,10 @@ def rows(measured: Measured) -> Iterator[tuple[str, Row]]:
         columns = [survival_column(pairing, tau) for tau in metrics.taus]
         clusters = list(by_sae(measured.paired(pairing), columns))
         estimates = cluster_bootstrap(clusters, metrics.bootstrap_samples, metrics.seed)
+        counts = measured.counts(pairing)
         for tau, (survival, low, high) in zip(metrics.taus, estimates, strict=True):
             row: Row = {**measured.key, "pairing": pairing, "tau": tau}
-            yield "survival", {**row, "survival": survival, "low": low, "high": high, **measured.counts(pairing)}
+            yield "survival", {**row, "survival": survival, "low": low, "high": high, **counts}
 
 
 def ratios(grid: list[Measured]) -> Iterator[Row]:
