@@ -6,7 +6,7 @@ FIG    ?= survival
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce quick test lint figure tables lock
+.PHONY: help env data reproduce quick test lint figure tables saebench lock
 
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
@@ -32,7 +32,7 @@ data: env ## the corpus, from the docstrings of the pinned packages (about 15 se
 	@$(BIN)/dvc status --quiet data.dvc || \
 	  { echo "error: data/ is not the corpus data.dvc names. Damaged: feature-survival data --force. Changed on purpose (packages, settings, code): dvc commit data.dvc"; exit 2; }
 
-reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of claims (about an hour)
+reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of claims (about an hour and a half)
 	@$(BIN)/feature-survival check
 	@$(BIN)/dvc repro
 	@$(BIN)/feature-survival verdicts
@@ -54,6 +54,13 @@ figure: env ## one figure again, e.g. make figure FIG=survival
 tables: env ## the printed tables and the claims again
 	@$(BIN)/feature-survival tables
 	@$(BIN)/feature-survival claims
+
+saebench: env ## SAEBench on a paper-scale model's SAEs, in an environment of its own (.saebench, 7 GB): MODEL=name
+	@$(BIN)/python benchmarks/saebench.py --check $(MODEL)
+	@test -e .saebench/.complete || { $(PYTHON) -m venv .saebench && .saebench/bin/python -m pip install --quiet \
+	    --disable-pip-version-check sae-bench==0.6.0 > .saebench/install.log 2>&1 && touch .saebench/.complete; } || \
+	  { echo "error: sae-bench 0.6.0 could not be installed in .saebench; see .saebench/install.log"; exit 2; }
+	@.saebench/bin/python benchmarks/saebench.py $(MODEL)
 
 lock: env ## write requirements.lock anew from what is installed in the environment
 	@{ echo "# Every version, pinned. Written by: make lock"; \

@@ -9,14 +9,17 @@ from conftest import TOP, WriteParams
 from pydantic import ValidationError
 
 from feature_survival.config import Seed, Site, load
+from feature_survival.recipes import METHOD_KEYS, Recipe
 from feature_survival.schema import InputError
 
 
 def test_the_shipped_params_are_accepted_and_their_grid_is_known() -> None:
     params = load(TOP / "params.yaml")
-    for model in params.study.models:
-        assert params.model(model).where.block < params.model(model).config["num_hidden_layers"]
-    assert params.pruning("wanda-50").sparsity == 0.5
+    for name in params.study.bases:
+        model = params.model(name)
+        blocks = model.config.get("num_hidden_layers", model.config.get("n_layer"))
+        assert all(model.site(site).block < blocks for site in params.variants.sites)
+    assert params.recipe("wanda-50").sparsity == 0.5
 
 
 def test_params_cannot_be_changed_after_loading() -> None:
@@ -40,8 +43,51 @@ def test_a_malformed_site_is_refused_with_the_allowed_forms(text: str) -> None:
 def test_a_condition_takes_what_it_leaves_open_from_section_prune(tmp_path: Path, write_params: WriteParams) -> None:
     own = {"method": "wanda", "sparsity": 0.5, "group": "model", "sequential": False}
     params = load(write_params(tmp_path, {"prune.group": "matrix", "conditions.own": own}))
-    assert (params.pruning("wanda-50").group, params.pruning("wanda-50").sequential) == ("matrix", True)
-    assert (params.pruning("own").group, params.pruning("own").sequential) == ("model", False)
+    assert (params.recipe("wanda-50").group, params.recipe("wanda-50").sequential) == ("matrix", True)
+    assert (params.recipe("own").group, params.recipe("own").sequential) == ("model", False)
+
+
+def test_section_prune_says_nothing_of_groups_to_methods_without_them(
+    tmp_path: Path, write_params: WriteParams
+) -> None:
+    own = {
+        "conditions.own": {"method": "rtn", "bits": 3, "quantization_group": 8},
+        "conditions.thin": {"method": "svd", "rank": 5, "sequential": False},
+    }
+    changes = {"prune.group": "matrix", "prune.quantization_group": 64, **own}
+    params = load(write_params(tmp_path, changes))
+    assert params.recipe("rtn-4") == Recipe("rtn", group="row", bits=4, quantization_group=64)
+    assert params.recipe("own") == Recipe("rtn", group="row", bits=3, quantization_group=8)
+    assert params.recipe("thin") == Recipe("svd", group="row", sequential=False, quantization_group=64, rank=5)
+    assert params.recipe("svd-50") == Recipe("svd", 0.5, group="row", quantization_group=64)
+    assert params.recipe("sparsegpt-50") == Recipe("sparsegpt", 0.5, group="matrix", quantization_group=64)
+    assert params.recipe("dense").method == "dense"
+
+
+def test_each_condition_of_the_catalogue_has_a_recipe() -> None:
+    params = load(TOP / "params.yaml")
+    assert {params.recipe(name).method for name in params.conditions} == set(METHOD_KEYS)
+
+
+def test_a_pattern_says_which_share_goes() -> None:
+    params = load(TOP / "params.yaml")
+    assert params.recipe("wanda-2of4")[:3] == ("wanda", 0.5, "2:4")
+    assert params.recipe("wanda-4of8")[:3] == ("wanda", 0.5, "4:8")
+
+
+def test_each_model_is_compressed_once_by_every_condition_of_either_study() -> None:
+    params = load(TOP / "params.yaml")
+    named = params.compressed()
+    assert len(set(named)) == len(named)
+    used = {*params.study.conditions, params.variants.condition, *params.variants.further_conditions}
+    assert set(named) == used | set(params.variants.compressors)
+
+
+def test_compressors_are_looked_at_at_the_first_site_only() -> None:
+    variants = load(TOP / "params.yaml").variants
+    first, second, *_ = variants.sites
+    assert variants.conditions(second) == [variants.condition, *variants.further_conditions]
+    assert set(variants.conditions(first)) == {*variants.conditions(second), *variants.compressors}
 
 
 def test_dense_and_compressed_conditions_have_their_own_sae_seeds() -> None:
@@ -56,7 +102,7 @@ def test_unknown_names_are_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(InputError, match="model: unknown name 'mini-lama3'; did you mean 'mini-llama3'"):
         params.model("mini-lama3")
     with pytest.raises(InputError, match="condition: unknown name 'wand-50'; did you mean 'wanda-50'"):
-        params.pruning("wand-50")
+        params.recipe("wand-50")
 
 
 @pytest.mark.parametrize(

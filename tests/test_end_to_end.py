@@ -22,6 +22,12 @@ MINIATURE = {
     "activations.sae_windows": 64,
     "activations.evaluation_windows": 48,
     "activations.shard_windows": 32,
+    "variants.compressors": "[]",
+    "variants.levels": "[0.5]",
+    "variants.sae_windows": 64,
+    "variants.evaluation_windows": 48,
+    "variants.splice_windows": 16,
+    "variants.probe_windows": 48,
     "metrics.splice_windows": 16,
     "metrics.causal_features": 50,
     "metrics.causal_windows": 4,
@@ -78,25 +84,28 @@ def test_the_grid_ends_in_tables_of_both_cells_and_a_figure(scratch):
 
 def test_a_condition_takes_at_most_a_fifteenth_of_its_checkpoint(scratch):
     weights = (scratch / "artifacts/nano-llama3/base/model.safetensors").stat().st_size  # stored in bfloat16
-    assert (
-        sum(file.stat().st_size for file in (scratch / "artifacts/nano-llama3/wanda-50/prune").iterdir())
-        <= weights / 15
-    )
+    written = scratch / "artifacts/nano-llama3/prune/wanda-50"
+    assert sum(file.stat().st_size for file in written.iterdir()) <= weights / 15
 
 
 def test_a_finished_grid_has_nothing_left_to_run(scratch):
     assert stages_run(scratch) == set()
 
 
-@pytest.mark.parametrize("stage", ["prune", "cache", "sae", "metrics"])
-def test_a_stage_run_again_gives_the_same_bytes(scratch, stage):
-    folder = (
-        scratch
-        / "artifacts"
-        / ("metrics/nano-llama3/wanda-50" if stage == "metrics" else f"nano-llama3/wanda-50/{stage}")
-    )
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [
+        ("prune nano-llama3", "nano-llama3/prune"),
+        ("cache nano-llama3 wanda-50", "nano-llama3/wanda-50/cache"),
+        ("sae nano-llama3 wanda-50", "nano-llama3/wanda-50/sae"),
+        ("metrics nano-llama3 wanda-50", "metrics/nano-llama3/wanda-50"),
+    ],
+)
+def test_a_stage_run_again_gives_the_same_bytes(scratch, command, folder):
+    folder = scratch / "artifacts" / folder
     first = digests(folder)
-    assert program(scratch, "feature-survival", stage, "nano-llama3", "wanda-50").returncode == 0
+    assert first
+    assert program(scratch, "feature-survival", *command.split()).returncode == 0
     assert digests(folder) == first
 
 
@@ -147,7 +156,7 @@ def test_a_cell_without_metrics_is_named_and_no_table_is_touched(scratch):
     [lambda whole: whole[: len(whole) // 2], lambda whole: b"not safetensors at all"],
     ids=["truncated", "foreign"],
 )
-@pytest.mark.parametrize("artifact", ["base/model.safetensors", "wanda-50/prune/masks.safetensors"])
+@pytest.mark.parametrize("artifact", ["base/model.safetensors", "prune/wanda-50/weights.safetensors"])
 def test_a_damaged_safetensors_file_is_named_in_one_line(scratch, artifact, damage):
     path: Path = scratch / "artifacts" / "nano-llama3" / artifact
     whole, before = path.read_bytes(), digests(scratch / "artifacts" / "nano-llama3" / "wanda-50" / "cache")
@@ -167,7 +176,8 @@ def test_adding_one_sparsity_reruns_that_column_only(scratch):
     params = YAML().load(path)
     params["study"]["conditions"].append("wanda-30")
     YAML().dump(params, path)
-    column = {f"{stage}@nano-llama3-wanda-30" for stage in ("prune", "cache", "sae", "metrics")}
+    # All conditions of a model are one stage; those that were there come out as they were, and end their columns.
+    column = {f"{stage}@nano-llama3-wanda-30" for stage in ("cache", "sae", "metrics")} | {"prune@nano-llama3"}
     # Not the figure of the dense SAEs' stability: its table is as it was.
     figures = {f"figures@{name}" for name in params["study"]["figures"] if name != "stability"}
     assert stages_run(scratch) == column | figures | {"summarize", "tables", "claims"}

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from feature_survival.artifacts import read_json
-from feature_survival.compression.calibrate import prune
+from feature_survival.compression.calibrate import compress
 from feature_survival.compression.condition import load_compressed, write_condition
-from feature_survival.compression.masks import pack
-from feature_survival.models import apply_masks, blocks, prunable_weights
+from feature_survival.compression.forms import Form, Masked, pack
+from feature_survival.models import blocks, prunable_weights
+from feature_survival.recipes import Recipe
 from feature_survival.schema import InputError
 
 PRUNABLE = {
@@ -35,6 +36,21 @@ def linears(model: PreTrainedModel) -> dict[str, nn.Module]:
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
+
+
+def kept(model: PreTrainedModel, recipe: Recipe, tokens: Tensor | None = None, batch: int = 32) -> dict[str, Tensor]:
+    """The masks of a method that only removes weights."""
+    masks = {}
+    for name, form in compress(model, recipe, tokens, batch).items():
+        assert isinstance(form, Masked)
+        masks[name] = form.mask
+    return masks
+
+
+def put_into(model: PreTrainedModel, forms: dict[str, Form]) -> None:
+    weights = prunable_weights(model)
+    for name, form in forms.items():
+        weights[name].copy_(form.rebuild(weights[name]))
 
 
 def slow_wanda(model: PreTrainedModel, tokens: Tensor, sparsity: float, sequential: bool) -> dict[str, Tensor]:
@@ -75,7 +91,7 @@ def slow_wanda(model: PreTrainedModel, tokens: Tensor, sparsity: float, sequenti
 
 @pytest.mark.parametrize("sequential", [True, False])
 def test_wanda_equals_the_slow_wanda(model: PreTrainedModel, tokens: Tensor, sequential: bool) -> None:
-    masks = prune(model, "wanda", 0.5, "row", sequential, tokens, batch=4)
+    masks = kept(model, Recipe("wanda", 0.5, "row", sequential), tokens, batch=4)
     expected = slow_wanda(tiny(type(model).__name__), tokens, 0.5, sequential)
     assert masks.keys() == expected.keys()
     for name, mask in masks.items():
@@ -83,28 +99,28 @@ def test_wanda_equals_the_slow_wanda(model: PreTrainedModel, tokens: Tensor, seq
 
 
 def test_sequential_calibration_changes_later_blocks_only(llama: PreTrainedModel, tokens: Tensor) -> None:
-    one_shot = prune(llama, "wanda", 0.5, "row", False, tokens)
-    sequential = prune(llama, "wanda", 0.5, "row", True, tokens)
+    one_shot = kept(llama, Recipe("wanda", 0.5, sequential=False), tokens)
+    sequential = kept(llama, Recipe("wanda", 0.5, sequential=True), tokens)
     differing = {name.split(".")[0] for name in one_shot if not torch.equal(one_shot[name], sequential[name])}
     assert differing == {"1", "2"}
 
 
 def test_masks_do_not_depend_on_the_batch(model: PreTrainedModel, tokens: Tensor) -> None:
-    in_ones, in_fours = (prune(model, "wanda", 0.3, "row", False, tokens, batch) for batch in (1, 4))
+    in_ones, in_fours = (kept(model, Recipe("wanda", 0.3, sequential=False), tokens, batch) for batch in (1, 4))
     for name, mask in in_ones.items():
         assert torch.equal(mask, in_fours[name]), name
 
 
 def test_one_shot_pruning_changes_no_weight_and_leaves_no_hook(model: PreTrainedModel, tokens: Tensor) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    prune(model, "wanda", 0.5, "row", False, tokens)
+    compress(model, Recipe("wanda", 0.5, sequential=False), tokens)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert hooks_on(model) == 0
 
 
 @pytest.mark.parametrize("group", ["row", "matrix"])
 def test_magnitude_masks_equal_a_sort_of_absolute_weights(model: PreTrainedModel, group: str) -> None:
-    masks = prune(model, "magnitude", 0.5, group, True)  # type: ignore[arg-type]
+    masks = kept(model, Recipe("magnitude", 0.5, group))
     for name, weight in prunable_weights(model).items():
         rows = weight.abs() if group == "row" else weight.abs().reshape(1, -1)
         cut = rows.sort(dim=1).values[:, rows.shape[1] // 2, None]  # the smallest kept
@@ -112,16 +128,16 @@ def test_magnitude_masks_equal_a_sort_of_absolute_weights(model: PreTrainedModel
 
 
 def test_one_threshold_cuts_the_whole_model(llama: PreTrainedModel) -> None:
-    masks = prune(llama, "magnitude", 0.5, "model", True)
+    masks = kept(llama, Recipe("magnitude", 0.5, "model"))
     weights = prunable_weights(llama)
-    kept = min(weights[name].abs()[mask].min() for name, mask in masks.items())
-    gone = max(weights[name].abs()[~mask].max() for name, mask in masks.items())
-    assert gone < kept
+    smallest_kept = min(weights[name].abs()[mask].min() for name, mask in masks.items())
+    largest_gone = max(weights[name].abs()[~mask].max() for name, mask in masks.items())
+    assert largest_gone < smallest_kept
     assert sum(int((~mask).sum()) for mask in masks.values()) == sum(mask.numel() for mask in masks.values()) // 2
 
 
 def test_wanda_over_the_whole_model_prunes_the_floor_of_all_weights(llama: PreTrainedModel, tokens: Tensor) -> None:
-    masks = prune(llama, "wanda", 0.37, "model", False, tokens)
+    masks = kept(llama, Recipe("wanda", 0.37, "model", sequential=False), tokens)
     total = sum(mask.numel() for mask in masks.values())
     assert sum(int((~mask).sum()) for mask in masks.values()) == total * 37 // 100
     assert len({int((~mask).sum()) / mask.numel() for mask in masks.values()}) > 1
@@ -129,18 +145,18 @@ def test_wanda_over_the_whole_model_prunes_the_floor_of_all_weights(llama: PreTr
 
 def test_wanda_refuses_what_it_cannot_do(llama: PreTrainedModel, tokens: Tensor) -> None:
     with pytest.raises(ValueError, match="calibration tokens"):
-        prune(llama, "wanda", 0.5, "row", True)
+        compress(llama, Recipe("wanda", 0.5))
     with pytest.raises(ValueError, match="sequential must be False"):
-        prune(llama, "wanda", 0.5, "model", True, tokens)
+        compress(llama, Recipe("wanda", 0.5, "model", sequential=True), tokens)
 
 
 def test_every_linear_map_of_every_block_reaches_its_sparsity_and_nothing_else_changes(
     model: PreTrainedModel, tokens: Tensor
 ) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    masks = prune(tiny(type(model).__name__), "wanda", 0.5, "row", True, tokens)
-    assert len(masks) == BLOCKS * PRUNABLE[type(model).__name__]
-    apply_masks(model, masks)
+    forms = compress(tiny(type(model).__name__), Recipe("wanda", 0.5), tokens)
+    assert len(forms) == BLOCKS * PRUNABLE[type(model).__name__]
+    put_into(model, forms)
     pruned = {id(module.weight) for module in linears(model).values()}
     for name, tensor in model.named_parameters():
         if id(tensor) in pruned:
@@ -151,8 +167,8 @@ def test_every_linear_map_of_every_block_reaches_its_sparsity_and_nothing_else_c
 
 
 def test_gpt2_is_pruned_by_output_feature_though_stored_transposed(gpt2: PreTrainedModel, tokens: Tensor) -> None:
-    masks = prune(gpt2, "wanda", 0.25, "row", False, tokens)
-    apply_masks(gpt2, masks)
+    masks = kept(gpt2, Recipe("wanda", 0.25, sequential=False), tokens)
+    put_into(gpt2, {name: Masked(mask) for name, mask in masks.items()})
     for number, block in enumerate(blocks(gpt2)):
         stored, mask = block.mlp.c_fc.weight, masks[f"{number}.mlp.c_fc"]  # type: ignore[union-attr]
         assert stored.shape == (32, 128)
@@ -162,50 +178,72 @@ def test_gpt2_is_pruned_by_output_feature_though_stored_transposed(gpt2: PreTrai
         assert len((stored == 0).sum(1).unique()) > 1
 
 
-def test_a_mask_of_another_shape_is_refused(gpt2: PreTrainedModel) -> None:
-    with pytest.raises(ValueError, match=r"'0\.mlp\.c_fc' is \[32, 128\], the weight \[128, 32\]"):
-        apply_masks(gpt2, {"0.mlp.c_fc": torch.ones(32, 128, dtype=torch.bool)})
+def test_a_mask_as_gpt2_stores_its_weight_is_refused(gpt2: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match=r"mask is \[32, 128\], the weight \[128, 32\]"):
+        put_into(gpt2, {"0.mlp.c_fc": Masked(torch.ones(32, 128, dtype=torch.bool))})
 
 
-def test_a_written_condition_loads_as_the_masked_model(model: PreTrainedModel, tokens: Tensor, tmp_path: Path) -> None:
+def test_a_written_condition_loads_as_the_pruned_model(model: PreTrainedModel, tokens: Tensor, tmp_path: Path) -> None:
     cell = save_as_cell(model, tmp_path)
-    masks = prune(tiny(type(model).__name__), "wanda", 0.5, "row", True, tokens)
+    forms = compress(tiny(type(model).__name__), Recipe("wanda", 0.5), tokens)
     cell.prune.mkdir(parents=True)
-    write_condition(masks, cell.prune)
+    write_condition(forms, prunable_weights(model), cell.prune)
     loaded = load_compressed(cell)
-    apply_masks(model, masks)
+    put_into(model, forms)
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
-    sparsity = read_json(cell.prune / "sparsity.json")
-    assert sparsity.keys() == {*masks, "all"}
-    assert set(sparsity.values()) == {0.5}
-    assert (cell.prune / "masks.safetensors").stat().st_size < sum(mask.numel() for mask in masks.values()) / 8 + 10_000
+    written = read_json(cell.prune / "condition.json")
+    assert written["achieved_sparsity"].keys() == {*forms, "all"}
+    assert set(written["achieved_sparsity"].values()) == {0.5}
+    assert written["bits_per_weight"] == 16 / 2 + 1
+    total = sum(weight.numel() for weight in prunable_weights(model).values())
+    assert (cell.prune / "weights.safetensors").stat().st_size < total / 8 + 10_000
+
+
+def test_achieved_sparsity_is_counted_by_tensor_and_over_all_weights(llama: PreTrainedModel, tmp_path: Path) -> None:
+    weights = prunable_weights(llama)
+    mask = torch.ones(32, 48, dtype=torch.bool)
+    mask[0] = False
+    everything = sum(weight.numel() for weight in weights.values())
+    write_condition({"0.mlp.down_proj": Masked(mask)}, weights, tmp_path)
+    written = read_json(tmp_path / "condition.json")
+    assert written["achieved_sparsity"] == {"0.mlp.down_proj": 1 / 32, "all": 48 / everything}
+    # The other weights take 16 bits each, as do the kept ones here, beside the mask.
+    assert written["bits_per_weight"] == pytest.approx(((everything - 48) * 16 + 32 * 48) / everything)
 
 
 def test_the_dense_condition_loads_as_the_base_model(llama: PreTrainedModel, tokens: Tensor, tmp_path: Path) -> None:
     cell = save_as_cell(llama, tmp_path, "dense")
     cell.prune.mkdir(parents=True)
-    write_condition({}, cell.prune)
+    write_condition({}, prunable_weights(llama), cell.prune)
     assert torch.equal(load_compressed(cell)(tokens).logits, llama(tokens).logits)
-    assert read_json(cell.prune / "sparsity.json") == {"all": 0.0}
+    written = read_json(cell.prune / "condition.json")
+    assert written == {"achieved_sparsity": {"all": 0.0}, "bits_per_weight": 16.0}
 
 
-def test_masks_that_do_not_fit_are_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
+def test_a_condition_that_does_not_fit_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
     cell = save_as_cell(llama, tmp_path)
     cell.prune.mkdir(parents=True)
-    path = cell.prune / "masks.safetensors"
-    whole = {name: pack(torch.ones_like(weight, dtype=torch.bool)) for name, weight in prunable_weights(llama).items()}
+    path = cell.prune / "weights.safetensors"
+    weights = prunable_weights(llama)
+    whole = {f"{name}:mask": pack(torch.ones_like(weight, dtype=torch.bool)) for name, weight in weights.items()}
     name = "1.mlp.down_proj"
-    lacking = {key: bits for key, bits in whole.items() if key != name}
+    mask = whole[f"{name}:mask"]
+    lacking = {key: packed for key, packed in whole.items() if key != f"{name}:mask"}
+    factors = {f"{name}:left": torch.ones(32, 2).half(), f"{name}:right": torch.ones(2, 47).half()}
     damages = {
         "'1.mlp.down_proj' is in one and not in the other": lacking,
-        "'9.mlp.down_proj' is in one and not in the other": {**whole, "9.mlp.down_proj": whole[name].clone()},
-        "does not hold rows of 48 bits": {**whole, name: whole[name][:, 1:].contiguous()},
-        r"mask '1.mlp.down_proj' is \[31, 48\]": {**whole, name: whole[name][1:].contiguous()},
+        "'9.mlp.down_proj' is in one and not in the other": {**whole, "9.mlp.down_proj:mask": mask.clone()},
+        f"{name}: .* does not hold rows of 48 bits": {**whole, f"{name}:mask": mask[:, 1:].contiguous()},
+        rf"{name}: mask is \[31, 48\], the weight \[32, 48\]": {**whole, f"{name}:mask": mask[1:].contiguous()},
+        rf"{name}: product of the factors is \[32, 47\]": {**lacking, **factors},
+        f"{name}: no form of a weight has the tensors mask, odd": {**whole, f"{name}:odd": mask.clone()},
+        f"{name}: no form of a weight has the tensors left, mask, right": {**whole, **factors},
     }
-    for message, packed in damages.items():
-        save_file(packed, path)
-        with pytest.raises(InputError, match=f"masks.safetensors: does not fit tiny: .*{message}"):
+    for message, stored in damages.items():
+        save_file(stored, path)
+        with pytest.raises(InputError, match=f"weights.safetensors: does not fit tiny: .*{message}") as refused:
             load_compressed(cell)
+        assert "\n" not in str(refused.value)
     truncate(path)
     before = contents(tmp_path)
     with pytest.raises(InputError, match="not a whole safetensors file"):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY_STUDY, WriteParams
+from planted import plant
 
 from feature_survival import artifacts, config, summarize, tables
 from feature_survival.figures import FIGURES, draw
@@ -27,6 +28,12 @@ from feature_survival.schema import InputError
 
 MODELS = ["tiny", "tall"]
 FEATURES = 100
+TALL_TOO = {
+    "models.tall": TINY_STUDY["models.tiny"],
+    "study.bases": MODELS,
+    "study.models": MODELS,
+    "variants.models": MODELS,
+}
 
 
 def planted(pairing: str, dense: str, other: str, survivors: int, alive: int = FEATURES) -> pd.DataFrame:
@@ -110,7 +117,7 @@ SAE = {
 def planted_study(tmp_path_factory: pytest.TempPathFactory, write_params: WriteParams) -> tuple[config.Params, Path]:
     """Planted metrics of every cell, and their summary in `results/`."""
     tmp_path = tmp_path_factory.mktemp("study")
-    changes: dict[str, Any] = {**TINY_STUDY, "models.tall": TINY_STUDY["models.tiny"], "study.models": MODELS}
+    changes: dict[str, Any] = {**TINY_STUDY, **TALL_TOO}
     params = config.load(write_params(tmp_path, changes))
     for model in MODELS:
         for condition in params.study.conditions:
@@ -119,6 +126,7 @@ def planted_study(tmp_path_factory: pytest.TempPathFactory, write_params: WriteP
             dense = condition == "dense"
             numbers = {
                 "achieved_sparsity": 0.0 if dense else 0.49,
+                "bits_per_weight": 16.0 if dense else 9.16,
                 "cross_entropy": 3.5,
                 "perplexity": 40.0 if dense else 50.0,
                 "tokens": 1000,
@@ -144,6 +152,7 @@ def planted_study(tmp_path_factory: pytest.TempPathFactory, write_params: WriteP
         own = pd.read_parquet(dense_folder / "features.parquet")
         further = others[~others["dense_seed"].isin(own["dense_seed"])][[*own.columns[:9]]]
         pd.concat([own, further], ignore_index=True).to_parquet(dense_folder / "features.parquet")
+    plant(params, tmp_path)
     summarize.run(params, tmp_path)
     return params, tmp_path
 
@@ -257,7 +266,7 @@ def test_a_pruning_that_differs_from_the_default_is_a_series_of_its_own(
     study: tuple[config.Params, Path], write_params: WriteParams
 ) -> None:
     root = study[1]
-    changed = {**TINY_STUDY, "models.tall": TINY_STUDY["models.tiny"], "study.models": MODELS}
+    changed = {**TINY_STUDY, **TALL_TOO}
     changed["conditions.wanda-50"] = {"method": "wanda", "sparsity": 0.5, "group": "matrix"}
     summarize.run(config.load(write_params(root, changed)), root)
     series = pd.read_csv(root / "results" / "cells.csv")["series"].unique()

@@ -1,10 +1,12 @@
 """The only owner of paths, and of writing: every file appears whole or not at all.
 
 `artifacts/<model>/base`                   weights, config, tokenizer
-`artifacts/<model>/<condition>/prune`      packed masks, achieved sparsity
+`artifacts/<model>/prune/<condition>`      what a condition changes of the weights, achieved sparsity, bits a weight
 `artifacts/<model>/<condition>/cache`      activation shards
 `artifacts/<model>/<condition>/sae/<seed>` SAEs in SAELens's format, and how far each feature moved in training
 `artifacts/metrics/<model>/<condition>`    metrics.json, features.parquet, matches.parquet
+`artifacts/<model>/variants/<site>`        SAEs of the second study: of the dense model, and of every compressed one
+`artifacts/variants/<model>/<site>`        variants.parquet, compressors.parquet, latents.parquet
 `artifacts/training/<model>.csv`           losses of the base model
 `results/`, `paper_figures/`               tidy tables; figures and printed tables
 """
@@ -44,8 +46,8 @@ class Cell(NamedTuple):
 
     @property
     def prune(self) -> Path:
-        """Folder of the masks."""
-        return self.root / "artifacts" / self.model / self.condition / "prune"
+        """Folder of what the condition changes."""
+        return prune_folder(self.root, self.model) / self.condition
 
     @property
     def cache(self) -> Path:
@@ -77,9 +79,39 @@ def base_folder(root: Path, model: str) -> Path:
     return root / "artifacts" / model / "base"
 
 
+def prune_folder(root: Path, model: str) -> Path:
+    """Folder of a model's conditions."""
+    return root / "artifacts" / model / "prune"
+
+
 def training_log(root: Path, model: str) -> Path:
     """A model's training log."""
     return root / "artifacts" / "training" / f"{model}.csv"
+
+
+class Place(NamedTuple):
+    """One (model, site) of the second study and where its artifacts lie under the repository's top."""
+
+    root: Path
+    model: str
+    site: str  # by its name in the model's `sites`
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.site}"
+
+    def cell(self, condition: str) -> Cell:
+        """The model under a condition."""
+        return Cell(self.root, self.model, condition)
+
+    @property
+    def saes(self) -> Path:
+        """Folder of the SAEs."""
+        return self.root / "artifacts" / self.model / "variants" / self.site
+
+    @property
+    def metrics(self) -> Path:
+        """Folder of the numbers."""
+        return self.root / "artifacts" / "variants" / self.model / self.site
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from feature_survival.artifacts import atomic_file, read_csv, read_json, write_json
 from feature_survival.schema import InputError, Section, read_yaml
+from feature_survival.stats import binomial
 from feature_survival.tables import write_table
 
 HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable at this scale"
@@ -133,17 +134,17 @@ def evaluate(test: Test, root: Path, where: str) -> Outcome:
     if not n:
         return Outcome(None, None, None, 0, UNTESTABLE, "no such cells")
     if share:
-        value = float(measure.mean())
         low: float | None
         high: float | None
-        low, high = _binomial(int(measure.sum()), n)
+        value, low, high = binomial(int(measure.sum()), n)
         here = f"{int(measure.sum())} of {n}"
     else:
         position = measure.argmax() if test.summary == "largest" else measure.argmin()
         value, row = float(measure.iloc[position]), table.loc[measure.index].iloc[position].to_dict()
         low, high = (_finite(row[column]) for column in test.interval) if test.interval else (None, None)
         key = "condition" if "condition" in row else "sparsity"
-        here = f"{value:.3g} ({row['model']} {row.get(key, 'dense')}; {test.summary} of {n})"
+        names = [str(row[name]) for name in ("model", "site", "variant") if name in row]
+        here = f"{value:.3g} ({' '.join(names)} {row.get(key, 'dense')}; {test.summary} of {n})"
     holds = value >= test.at_least if test.at_least is not None else value <= (test.at_most or 0.0)
     return Outcome(_finite(value), low, high, n, HOLDS if holds else FAILS, here)
 
@@ -174,14 +175,6 @@ def _expression(table: pd.DataFrame, text: str, where: str, path: Path) -> pd.Se
     if not isinstance(found, pd.Series):
         raise InputError(f"{where}: {text!r} is not an expression over the columns of {path} (no value a row)")
     return found
-
-
-def _binomial(count: int, n: int) -> tuple[float, float]:
-    """Exact (Clopper-Pearson) 95% interval of a share."""
-    from scipy.stats import binomtest
-
-    found = binomtest(count, n).proportion_ci()
-    return float(found.low), float(found.high)
 
 
 def _row(claim: dict[str, Any]) -> dict[str, str]:

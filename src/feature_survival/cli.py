@@ -16,8 +16,9 @@ app = typer.Typer(
     help=(
         "What pruning does to the features inside a language model.\n\n"
         "Stages run in this order, each on the artifacts of those before: data, base, prune, cache, sae, metrics, "
-        "summarize, figure, tables, claims; verdicts prints what came out. DVC runs them for you (dvc repro); run one "
-        "by hand to look closer. The grid, catalogues of models and conditions, every setting: params.yaml."
+        "variants, summarize, figure, tables, claims; verdicts prints what came out. DVC runs them for you "
+        "(dvc repro); run one by hand to look closer. The grid, catalogues of models and conditions, every setting: "
+        "params.yaml."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -54,10 +55,28 @@ def check() -> None:
     for name in params.study.figures:
         if name not in FIGURES:
             raise unknown("params.yaml: study.figures", name, FIGURES)
+    _check_recipes(params)
     claims = load_claims(ROOT / "claims.yaml")
     cells = len(params.study.models) * len(params.study.conditions)
     grid = f"{len(params.study.models)} models x {len(params.study.conditions)} conditions = {cells} cells"
-    typer.echo(f"params.yaml: {grid}; claims.yaml: {len(claims)} claims")
+    sites = f"{len(params.variants.models)} models x {len(params.variants.sites)} sites"
+    compressed = f"{len(params.compressed()) - 1} ways to compress a model"
+    typer.echo(f"params.yaml: {grid}; variants: {sites}; {compressed}; claims.yaml: {len(claims)} claims")
+
+
+def _check_recipes(params: Params) -> None:
+    """Every condition against the shapes of every model's matrices, without their weights."""
+    import torch
+
+    from feature_survival.compression.methods import check_fits
+    from feature_survival.models import build, prunable_weights
+
+    for name in params.study.bases:
+        with torch.device("meta"):
+            weights = prunable_weights(build(params.model(name)))
+        shapes = {weight: tuple(w.shape) for weight, w in weights.items()}
+        for condition in params.compressed():
+            check_fits(params.recipe(condition), shapes, f"params.yaml: conditions.{condition} on {name}")
 
 
 @app.command()
@@ -79,12 +98,17 @@ def data(
 @app.command()
 def base(model: ModelName) -> None:
     """Train a model's tokenizer and dense weights."""
+    _model_stage("base", model)
+
+
+def _model_stage(stage: str, model: str) -> None:
+    """Check the name, then run one of the stages that work on a model."""
+    from importlib import import_module
+
     params = _params()
     params.model(model)
     _deterministic()
-    from feature_survival.stages.base import run
-
-    run(params, ROOT, model)
+    import_module(f"feature_survival.stages.{stage}").run(params, ROOT, model)
 
 
 def _cell_stage(stage: str, model: str, condition: str) -> None:
@@ -95,15 +119,15 @@ def _cell_stage(stage: str, model: str, condition: str) -> None:
 
     params = _params()
     params.model(model)
-    params.pruning(condition)
+    params.recipe(condition)
     _deterministic()
     import_module(f"feature_survival.stages.{stage}").run(params, Cell(ROOT, model, condition))
 
 
 @app.command()
-def prune(model: ModelName, condition: ConditionName) -> None:
-    """Find a cell's masks: which weights its condition removes."""
-    _cell_stage("prune", model, condition)
+def prune(model: ModelName) -> None:
+    """Compress a model in every way params.yaml asks for: masks, quantized or low-rank weights."""
+    _model_stage("prune", model)
 
 
 @app.command()
@@ -125,6 +149,21 @@ def metrics(model: ModelName, condition: ConditionName) -> None:
 
 
 @app.command()
+def variants(
+    model: ModelName, site: Annotated[str, typer.Argument(help="one of the model's sites, e.g. mlp_out")]
+) -> None:
+    """Measure which SAE explains a compressed model at a site: the dense model's, a retrained one, a pruned one."""
+    from feature_survival.artifacts import Place
+
+    params = _params()
+    params.model(model).site(site)
+    _deterministic()
+    from feature_survival.stages.variants import run
+
+    run(params, Place(ROOT, model, site))
+
+
+@app.command()
 def summarize() -> None:
     """Gather all cells' metrics into the tables of results/."""
     from feature_survival.summarize import run
@@ -133,7 +172,15 @@ def summarize() -> None:
 
 
 @app.command()
-def figure(name: Annotated[str, typer.Argument(help="a figure, e.g. survival")]) -> None:
+def figure(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="stability, survival, transfer, fragility, displacement, causal; of the "
+            "second study variants-by-site, sae-pruning-sweep, compressors, matched, latents"
+        ),
+    ],
+) -> None:
     """Draw one figure from results/ into paper_figures/ (PDF and PNG)."""
     from feature_survival.figures import draw
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from feature_survival.recipes import GROUPS, METHOD_KEYS, PRUNING, Condition, Group, Recipe, pattern
 from feature_survival.schema import Section, read_yaml, unknown
 from feature_survival.thresholds import MAIN_TAU
 
@@ -48,12 +49,16 @@ class Site(NamedTuple):
         return cls(found[1], int(found[2]))
 
 
-class Study(Section):
-    """The grid: every model crossed with every condition; and which figures are drawn."""
+Names = Annotated[list[str], Field(min_length=1)]
 
-    bases: Annotated[list[str], Field(min_length=1)]
-    models: Annotated[list[str], Field(min_length=1)]
-    conditions: Annotated[list[str], Field(min_length=1)]
+
+class Study(Section):
+    """The first study's grid, every model crossed with every condition, at one site; and which figures are drawn."""
+
+    bases: Names  # every model that this section or section `variants` uses
+    models: Names
+    conditions: Names
+    site: str  # by its name in a model's `sites`
     figures: list[str]
 
 
@@ -96,59 +101,33 @@ class Model(Section):
     """One entry of the model catalogue."""
 
     architecture: str  # a transformers class, e.g. LlamaForCausalLM
-    site: str
+    sites: Annotated[dict[str, str], Field(min_length=1)]  # where it may be read, by name, e.g. mlp_out: mlp_out.2
     vocabulary: Annotated[int, Field(ge=257)]
     config: dict[str, Any]  # passed to the class's transformers config
     training: Training
 
     @model_validator(mode="after")
-    def _site_exists(self) -> Model:
+    def _sites_exist(self) -> Model:
         blocks = self.config.get("num_hidden_layers", self.config.get("n_layer"))
-        site = Site.parse(self.site)
-        if isinstance(blocks, int) and site.block >= blocks:
-            raise ValueError(f"site {self.site!r} is beyond the last block; allowed: {site.point}.0 to .{blocks - 1}")
+        for text in self.sites.values():
+            site = Site.parse(text)
+            if isinstance(blocks, int) and site.block >= blocks:
+                raise ValueError(f"site {text!r} is beyond the last block; allowed: {site.point}.0 to .{blocks - 1}")
         return self
 
-    @property
-    def where(self) -> Site:
-        """The parsed site."""
-        return Site.parse(self.site)
-
-
-Group = Literal["row", "matrix", "model"]  # what a weight is compared within
-
-
-class Condition(Section):
-    """One compression of a model. `group` and `sequential`, where given, override section `prune`."""
-
-    method: Literal["dense", "magnitude", "wanda"]
-    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    group: Group | None = None
-    sequential: bool | None = None
-
-    @model_validator(mode="after")
-    def _sparsity_fits_method(self) -> Condition:
-        if self.method == "dense" and self.sparsity != 0:
-            raise ValueError(f"method dense takes no sparsity, found {self.sparsity:g}")
-        if self.method != "dense" and "sparsity" not in self.model_fields_set:
-            raise ValueError(f"sparsity is missing; method {self.method} needs one in [0, 1)")
-        return self
-
-
-class Pruning(NamedTuple):
-    """A condition with every default filled in."""
-
-    method: str
-    sparsity: float
-    group: Group
-    sequential: bool
+    def site(self, name: str) -> Site:
+        """One of its sites; InputError for an unknown name."""
+        if name not in self.sites:
+            raise unknown("site", name, list(self.sites))
+        return Site.parse(self.sites[name])
 
 
 class Prune(Section):
-    """Defaults of all conditions: comparison group, and calibration (windows through the model, in batches)."""
+    """Defaults of all conditions: groups, and calibration (windows through the model, in batches)."""
 
-    group: Group
+    group: Literal["row", "matrix", "model"]
     sequential: bool
+    quantization_group: PositiveInt
     calibration_windows: PositiveInt
     batch_windows: PositiveInt
 
@@ -211,6 +190,47 @@ class Metrics(Section):
         return self
 
 
+class Redundancy(Section):
+    """An SAE with less to lose: what it changes of section `sae`."""
+
+    expansion: PositiveInt | None = None
+    k: PositiveInt | None = None
+
+
+class Variants(Section):
+    """The second study: which SAE explains a compressed model. Every model is read at every site."""
+
+    models: Names
+    sites: Names  # by their names in a model's `sites`; the first also sees `compressors` and `redundancy`
+    condition: str  # on which every variant is measured, by every metric
+    further_conditions: list[str]  # at every site, by the core metrics
+    compressors: list[str]  # at the first site, by the core metrics
+    levels: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]  # of the SAE's own sparsity
+    group: Group  # what a weight of an SAE is compared within
+    redundancy: dict[str, Redundancy]
+    seeds: Annotated[list[Seed], Field(min_length=1)]  # of the dense model's SAEs; the first is the pretrained one's
+    sae_windows: PositiveInt
+    evaluation_windows: PositiveInt
+    splice_windows: PositiveInt
+    probe_windows: PositiveInt  # half to fit probes, half to test
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Variants:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: the same [init, data] pair stands twice")
+        for key in ("splice_windows", "probe_windows"):
+            if getattr(self, key) > self.evaluation_windows:
+                raise ValueError(f"{key}: {getattr(self, key)} asked, evaluation_windows has {self.evaluation_windows}")
+        if self.group == "model":
+            raise ValueError("group: an SAE's weights are compared within row, matrix or N:M, found model")
+        return self
+
+    def conditions(self, site: str) -> list[str]:
+        """The compressed models that are looked at at a site."""
+        named = [self.condition, *self.further_conditions, *(self.compressors if site == self.sites[0] else [])]
+        return list(dict.fromkeys(named))
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -224,19 +244,35 @@ class Params(Section):
     sae: Sae
     seeds: Seeds
     metrics: Metrics
+    variants: Variants
     quick: dict[str, Any]  # overrides of `make quick`, by dotted key
 
     @model_validator(mode="after")
     def _grid_is_known(self) -> Params:
+        variants = self.variants
         for key, names, known in (
-            ("study.models", self.study.models, self.models),
+            ("study.bases", self.study.bases, self.models),
+            ("study.models", self.study.models, self.study.bases),
             ("study.conditions", self.study.conditions, self.conditions),
+            ("variants.models", variants.models, self.study.bases),
+            ("variants.condition", [variants.condition], self.conditions),
+            ("variants.further_conditions", variants.further_conditions, self.conditions),
+            ("variants.compressors", variants.compressors, self.conditions),
+            ("variants.sites", variants.sites, variants.sites),
         ):
             for name in names:
                 if name not in known:
                     raise ValueError(str(unknown(key, name, list(known))))
             if len(set(names)) < len(names):
                 raise ValueError(f"{key}: a name stands twice")
+        for key, models, sites in (
+            ("study.site", self.study.models, [self.study.site]),
+            ("variants.sites", variants.models, variants.sites),
+        ):
+            for model in models:
+                for site in sites:
+                    if site not in self.models[model].sites:
+                        raise ValueError(str(unknown(f"{key} of {model}", site, list(self.models[model].sites))))
         if "dense" not in self.study.conditions:
             raise ValueError("study.conditions: 'dense' is missing; every other condition is measured against it")
         if self.metrics.splice_windows > self.activations.evaluation_windows:
@@ -244,18 +280,24 @@ class Params(Section):
                 f"metrics.splice_windows: {self.metrics.splice_windows} asked, "
                 f"activations.evaluation_windows has {self.activations.evaluation_windows}"
             )
-        for name in self.study.models:
+        for name in self.study.bases:
             config = self.models[name].config
             longest = config.get("max_position_embeddings", config.get("n_positions", self.window))
             if self.window > longest:
                 raise ValueError(f"window: {self.window} is longer than the {longest} positions of model {name}")
-        for name in self.study.conditions:
-            condition = self.pruning(name)
-            if condition.method == "wanda" and condition.group == "model" and condition.sequential:
+        for name in self.compressed():
+            recipe = self.recipe(name)
+            if recipe.group == "model" and recipe.method == "sparsegpt":
+                raise ValueError(f"conditions.{name}: method sparsegpt takes group row, matrix or N:M, found model")
+            if recipe.group == "model" and recipe.method == "wanda" and recipe.sequential:
                 raise ValueError(
                     f"conditions.{name}: group 'model' needs every block's scores at once; set sequential: false"
                 )
         return self
+
+    def compressed(self) -> list[str]:
+        """Every condition that either study uses; each model is compressed by all of them."""
+        return list(dict.fromkeys([*self.study.conditions, *self.variants.conditions(self.variants.sites[0])]))
 
     def model(self, name: str) -> Model:
         """A catalogue entry; InputError for an unknown name."""
@@ -263,16 +305,24 @@ class Params(Section):
             raise unknown("model", name, list(self.models))
         return self.models[name]
 
-    def pruning(self, name: str) -> Pruning:
+    def recipe(self, name: str) -> Recipe:
         """A condition with the defaults of section `prune` filled in; InputError for an unknown name."""
         if name not in self.conditions:
             raise unknown("condition", name, list(self.conditions))
         condition = self.conditions[name]
-        return Pruning(
+        group = condition.group or self.prune.group
+        sparsity = condition.sparsity or 0.0
+        if group not in GROUPS:
+            kept, of = pattern(group)
+            sparsity = 1 - kept / of
+        return Recipe(
             condition.method,
-            condition.sparsity,
-            condition.group or self.prune.group,
+            sparsity,
+            group if METHOD_KEYS[condition.method] == PRUNING else "row",
             self.prune.sequential if condition.sequential is None else condition.sequential,
+            condition.bits or 0,
+            condition.quantization_group or self.prune.quantization_group,
+            condition.rank or 0,
         )
 
     def sae_seeds(self, condition: str) -> list[Seed]:

@@ -142,18 +142,6 @@ def prunable_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def apply_masks(model: PreTrainedModel, masks: dict[str, Tensor]) -> None:
-    """Zero the weights whose mask bit is False, in place.
-
-    masks: bool [out, in] by names of `prunable_weights`; weights without a mask stay. ValueError on another shape.
-    """
-    weights = prunable_weights(model)
-    for name, mask in masks.items():
-        if mask.shape != weights[name].shape:
-            raise ValueError(f"mask {name!r} is {list(mask.shape)}, the weight {list(weights[name].shape)}")
-        weights[name].mul_(mask.to(weights[name].device))
-
-
 def _submodule(block: nn.Module, path: str) -> nn.Module:
     return reduce(getattr, path.split("."), block)
 

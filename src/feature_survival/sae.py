@@ -34,8 +34,11 @@ class Dictionary(NamedTuple):
     k: int
 
     @classmethod
-    def read(cls, folder: Path) -> Dictionary:
-        """float32 weights on the compute device; InputError for another architecture or a broken file."""
+    def read(cls, folder: Path, width: int | None = None) -> Dictionary:
+        """float32 weights on the compute device.
+
+        InputError for another architecture, a broken file, or an SAE of other inputs than the site's `width`, if given.
+        """
         config = read_json(folder / "cfg.json")
         expected = {"architecture": "topk", "normalize_activations": "none", "apply_b_dec_to_input": False}
         for key, value in expected.items():
@@ -44,6 +47,11 @@ class Dictionary(NamedTuple):
         if not isinstance(config.get("k"), int):
             raise InputError(f"{folder / 'cfg.json'}: k is {config.get('k')!r}; allowed: a number of features")
         weights = read_tensors(folder / "sae_weights.safetensors", cls._fields[:-1])
+        if width is not None and weights["W_enc"].shape[0] != width:
+            raise InputError(
+                f"{folder / 'sae_weights.safetensors'}: the SAE reads {weights['W_enc'].shape[0]} inputs, "
+                f"the site has {width}; allowed: an SAE of {width} inputs"
+            )
         device = compute_device()
         return cls(**{name: weights[name].float().to(device) for name in cls._fields[:-1]}, k=config["k"])
 
@@ -51,6 +59,11 @@ class Dictionary(NamedTuple):
         """x [n, d_in] -> activations float [n, k] (>= 0) and feature numbers int64 [n, k]."""
         values, features = (x @ self.W_enc + self.b_enc).topk(self.k, dim=-1, sorted=False)
         return values.relu(), features
+
+    def codes(self, x: Tensor) -> Tensor:
+        """x [n, d_in] -> all features' activations [n, d_sae], k of them not zero."""
+        values, features = self.encode(x)
+        return values.new_zeros(len(x), len(self.b_enc)).scatter_(1, features, values)
 
     def decode(self, values: Tensor, features: Tensor) -> Tensor:
         """Reconstruction [n, d_in] of what `encode` returned."""

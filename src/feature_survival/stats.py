@@ -6,7 +6,7 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import mannwhitneyu, spearmanr
+from scipy.stats import binomtest, mannwhitneyu, spearmanr
 
 
 class Estimate(NamedTuple):
@@ -24,6 +24,12 @@ def interval(mean: float, replicates: np.ndarray) -> Estimate:
     places = np.array([0.025, 0.975]) * (len(replicates) - 1)  # no interpolation: replicates may be infinite
     low, high = np.sort(replicates)[places.round().astype(int)]
     return Estimate(float(mean), float(low), float(high))
+
+
+def binomial(count: int, n: int) -> Estimate:
+    """A share, count of n, with its exact (Clopper-Pearson) interval."""
+    found = binomtest(count, n).proportion_ci()
+    return Estimate(count / n, float(found.low), float(found.high))
 
 
 def cluster_mean(clusters: list[np.ndarray]) -> np.ndarray:

@@ -15,6 +15,7 @@ from feature_survival.metrics.survival import FIXED, OTHER_INIT, OTHER_ORDER, PA
 from feature_survival.thresholds import KEPT, MAIN_TAU, VIABLE
 
 KEY = ["model", "condition"]
+DENSE = "dense"
 SHORT = {
     SAME_SEEDS: "same seeds",
     OTHER_ORDER: "other order",
@@ -39,7 +40,8 @@ def _range(rows: pd.DataFrame, value: str, low: str = "low", high: str = "high",
 def _spread(rows: pd.DataFrame, by: list[str], across: str, text: pd.Series) -> pd.DataFrame:
     """A column for each value of `across`, in order of appearance; `-` where there is none."""
     wide = rows[[*by, across]].assign(text=text).pivot(index=by, columns=across, values="text")
-    order = [name for name in SHORT if name in wide] or list(rows[across].unique())
+    named = [name for name in SHORT if name in wide]
+    order = [*named, *(name for name in rows[across].unique() if name not in named)]
     ordered = wide.reindex(rows[by].drop_duplicates().set_index(by).index)[order]
     return ordered.rename(columns=SHORT).fillna("-").reset_index()
 
@@ -156,6 +158,61 @@ def causal(results: Path) -> pd.DataFrame:
     return out.assign(pairing=out["pairing"].map(SHORT))
 
 
+def variants(results: Path) -> pd.DataFrame:
+    """Study B: every SAE on every compressed model, site by site."""
+    names = ["model", "site", "condition", "sae", "variant", "score", "l0", "fvu", "fvu_ratio", "ce_without_sae"]
+    names += ["ce_loss_score", "ce_loss_score_short", "kl", "probing_5", "absorption", "cause", "isolation"]
+    table = read_csv(results / "variants_by_site.csv", names)
+    table = table[table["condition"] != DENSE]
+    return pd.DataFrame(
+        {
+            **{name: table[name] for name in ("model", "site", "condition", "sae")},
+            "variant": table["variant"].str.cat(" " + table["score"].fillna("")).str.strip(),
+            "L0": _number(table["l0"], "{:.1f}"),
+            "CE without SAE [nats]": _number(table["ce_without_sae"], "{:.4f}"),
+            "FVU": _number(table["fvu"], "{:.3f}"),
+            "/ retrained": _number(table["fvu_ratio"], "{:.2f}"),
+            "CE-loss score": _number(table["ce_loss_score"], "{:.3f}"),
+            "below retrained": _number(table["ce_loss_score_short"], "{:+.3f}"),
+            "KL [nats]": _number(table["kl"], "{:.4f}"),
+            "probing, k = 5": _number(table["probing_5"], "{:.3f}"),
+            "absorption": _number(table["absorption"], "{:.3f}"),
+            "cause": _number(table["cause"], "{:.3f}"),
+            "isolation": _number(table["isolation"], "{:.3f}"),
+        }
+    )
+
+
+def compressors(results: Path) -> pd.DataFrame:
+    """Every compressor: what it costs, and what becomes of the dense model's features and of its SAE."""
+    by = ["model", "site", "condition"]
+    names = ["bits_per_weight", "achieved_sparsity", "perplexity", "perplexity_ratio", "fvu_ratio"]
+    names += ["fvu_ratio_retrained", "ce_loss_score_short", "pairing", "survival", "low", "high"]
+    table = read_csv(results / "compressors.csv", [*by, *names])
+    first = table.drop_duplicates(by).reset_index(drop=True)
+    costs = pd.DataFrame(
+        {
+            **{name: first[name] for name in by},
+            "bits a weight": _number(first["bits_per_weight"], "{:.2f}"),
+            "zeros": _number(100 * first["achieved_sparsity"], "{:.1f}%"),
+            "perplexity": _number(first["perplexity"], "{:.2f}"),
+            "x dense": _number(first["perplexity_ratio"], "{:.3f}"),
+            "FVU / dense": _number(first["fvu_ratio"], "{:.2f}"),
+            "retrained": _number(first["fvu_ratio_retrained"], "{:.2f}"),
+            "CE-loss score below retrained": _number(first["ce_loss_score_short"], "{:+.3f}"),
+        }
+    )
+    return costs.merge(_spread(table, by, "pairing", _range(table, "survival", digits=2)), on=by, how="left")
+
+
+def matched(results: Path) -> pd.DataFrame:
+    """Every compressor beside Wanda at the same perplexity and at the same bits."""
+    by = ["model", "site", "condition", "matched_by"]
+    table = read_csv(results / "matched.csv", [*by, "quantity", "value", "wanda", "difference"])
+    text = _number(table["value"], "{:.2f}") + " / " + _number(table["wanda"], "{:.2f}")
+    return _spread(table, by, "quantity", text)
+
+
 class Table(NamedTuple):
     """How a table is made, and the sentence that says how to read it."""
 
@@ -196,6 +253,25 @@ TABLES = {
         "RQ5. Effect of ablating a feature in the dense model (to zero, the SAE's error kept) of as many survivors as "
         "casualties in each quintile of firing rate: medians, Spearman with survival, Cliff's delta with 95% interval, "
         "Mann-Whitney p with Holm's correction over the cells of a pairing.",
+    ),
+    "variants": Table(
+        variants,
+        "Study B. SAEs on compressed models: the dense model's (pretrained), one retrained on the compressed model "
+        "with the same budget and k, and the pretrained one with that share of its weights pruned by that score. CE "
+        "without SAE is the compressed model's own, equal for all. Absorption, cause and isolation (RAVEL): on the "
+        "main condition. CE-loss score below that of the retrained: at most .02 counts as matching it.",
+    ),
+    "compressors": Table(
+        compressors,
+        "Every compressor. FVU of the dense model's SAE and of one retrained on the compressed model, over that of the "
+        f"dense model's on the dense model (viable: at most {VIABLE}); survival at tau = {MAIN_TAU} for three pairings "
+        f"of seeds, and share of features kept in a fixed dictionary (correlation > {KEPT}), with exact 95% intervals "
+        "over features.",
+    ),
+    "matched": Table(
+        matched,
+        "Every compressor / Wanda pruned so far that its perplexity, or the bits it takes, are the same (log-linear "
+        "between its levels; - beyond them).",
     ),
 }
 

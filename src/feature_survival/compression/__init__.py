@@ -1,1 +1,3 @@
-"""Compression methods: scores and masks are pure functions on tensors; `calibrate` walks over the blocks."""
+"""Compression methods, in import order: `forms` a weight is stored in, `scores`, `masks`, `quantize`, `lowrank` and
+`sparsegpt` on tensors, `methods` behind one interface, `calibrate` the walk over blocks, `condition` on disk.
+"""

@@ -1,4 +1,4 @@
-"""Pruning a model: the walk over decoder blocks that gathers each linear map's input norms on the way."""
+"""Compressing a model: the walk over decoder blocks that gathers what a method asks of each linear map's inputs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from feature_survival.compression.masks import masks_from_scores
-from feature_survival.compression.scores import SCORES, Score
-from feature_survival.config import Group
-from feature_survival.models import ForwardStopped, blocks, prunable, prunable_weights, run
+from feature_survival.compression.forms import Form, Masked
+from feature_survival.compression.masks import masks_over_model
+from feature_survival.compression.methods import METHODS, Inputs, Method
+from feature_survival.compression.scores import SCORES
+from feature_survival.models import ForwardStopped, blocks, prunable, run
 from feature_survival.progress import progress
+from feature_survival.recipes import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,59 +25,55 @@ _Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional after the hidd
 
 
 @torch.no_grad()
-def prune(
-    model: PreTrainedModel,
-    method: str,
-    sparsity: float,
-    group: Group,
-    sequential: bool,
-    tokens: Tensor | None = None,
-    batch: int = 32,
-) -> dict[str, Tensor]:
-    """Masks (True = kept) for every prunable weight of `model`; its weights may be changed on the way.
+def compress(model: PreTrainedModel, recipe: Recipe, tokens: Tensor | None = None, batch: int = 32) -> dict[str, Form]:
+    """Every prunable weight of `model` as its stored form; the model's own weights may be changed on the way.
 
-    tokens: int64 [windows, position], for scores that read inputs. With `sequential`, block l is scored on
-    hidden states that have passed through the already pruned blocks < l; without, on the dense model's.
+    tokens: int64 [windows, position], for methods that read inputs. With `sequential`, block l is compressed on
+    hidden states that have passed through the already compressed blocks < l; without, on the dense model's.
     """
-    score = SCORES[method]
-    if not score.needs_inputs:
-        return masks_from_scores(
-            {name: score.of(weight, None) for name, weight in prunable_weights(model).items()}, sparsity, group
-        )
-    if tokens is None:
-        raise ValueError(f"{method} needs calibration tokens")
-    if group == "model" and sequential:
-        raise ValueError("group 'model' needs every block's scores at once: sequential must be False")
-    scores: dict[str, Tensor] = {}
-    masks: dict[str, Tensor] = {}
-    for number, block, block_scores in _walk(model, score, tokens, batch, sequential):
-        named = {f"{number}.{name}": values for name, values in block_scores.items()}
-        if group == "model":
-            scores |= named
-            continue
-        block_masks = masks_from_scores(named, sparsity, group)
-        masks |= block_masks
-        if sequential:
-            for name, weight in prunable(block).items():
-                weight.mul_(block_masks[f"{number}.{name}"])
-    return masks or masks_from_scores(scores, sparsity, group)
+    method = METHODS[recipe.method]
+    if method.needs_inputs and tokens is None:
+        raise ValueError(f"{recipe.method} needs calibration tokens")
+    if recipe.group == "model":
+        if method.needs_inputs and recipe.sequential:
+            raise ValueError("group 'model' needs every block's scores at once: sequential must be False")
+        score = SCORES[recipe.method]
+        scores = {
+            f"{number}.{name}": score.of(weight, inputs[name].norms if inputs else None)
+            for number, block, inputs in _walk(model, method, tokens, batch, sequential=False)
+            for name, weight in prunable(block).items()
+        }
+        return {name: Masked(mask) for name, mask in masks_over_model(scores, recipe.sparsity).items()}
+    forms: dict[str, Form] = {}
+    for number, block, inputs in _walk(model, method, tokens, batch, recipe.sequential):
+        for name, weight in prunable(block).items():
+            form = method.compress(weight, inputs.get(name), recipe)
+            forms[f"{number}.{name}"] = form
+            if recipe.sequential and method.needs_inputs:
+                weight.copy_(form.rebuild(weight))
+    return forms
 
 
 def _walk(
-    model: PreTrainedModel, score: Score, tokens: Tensor, batch: int, sequential: bool
-) -> Iterator[tuple[int, nn.Module, dict[str, Tensor]]]:
-    """Yield (number, block, scores by weight), block by block; the consumer may prune the block before the next.
+    model: PreTrainedModel, method: Method, tokens: Tensor | None, batch: int, sequential: bool
+) -> Iterator[tuple[int, nn.Module, dict[str, Inputs]]]:
+    """Yield (number, block, inputs by weight), block by block; the consumer may change the block before the next.
 
-    Only one block's inputs are held: hidden states [windows, position, width] are replaced batch by batch.
+    Without inputs where the method reads none. Only one block's inputs are held: hidden states [windows, position,
+    width] are replaced batch by batch.
     """
-    hidden, arguments = _block_inputs(model, tokens, batch)
     stack = blocks(model)
-    for number in progress(range(len(stack)), "prune", len(stack), "block"):
+    if not method.needs_inputs:
+        yield from ((number, block, {}) for number, block in enumerate(stack))
+        return
+    assert tokens is not None
+    hidden, arguments = _block_inputs(model, tokens, batch)
+    for number in progress(range(len(stack)), "compress", len(stack), "block"):
         block = stack[number]
-        with _input_norms(block) as squares:
+        sums = {name: _InputSums(weight, method.needs_gram) for name, weight in prunable(block).items()}
+        with _gathering(block, sums):
             outputs = [_forward(block, states, arguments[number]) for states in hidden]
-        norms = {name: total.sqrt() for name, total in squares.items()}
-        yield number, block, {name: score.of(weight, norms[name]) for name, weight in prunable(block).items()}
+        yield number, block, {name: of_weight.result() for name, of_weight in sums.items()}
         if sequential:
             hidden = [_forward(block, states, arguments[number]) for states in hidden]
         else:
@@ -87,21 +85,38 @@ def _forward(block: nn.Module, states: Tensor, arguments: _Arguments) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+class _InputSums:
+    """Sums over all tokens seen behind `Inputs`, of one linear map."""
+
+    def __init__(self, weight: Tensor, with_gram: bool) -> None:
+        columns = weight.shape[1]
+        self._squares, self._magnitudes = torch.zeros(2, columns, dtype=torch.float32, device=weight.device)
+        self._gram = torch.zeros(columns, columns, dtype=torch.float64, device=weight.device) if with_gram else None
+        self._tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add inputs [..., in]."""
+        x = x.flatten(0, -2).float()
+        self._squares += x.square().sum(0)
+        if self._gram is not None:
+            self._magnitudes += x.abs().sum(0)
+            self._gram += (x.T @ x).double()
+        self._tokens += len(x)
+
+    def result(self) -> Inputs:
+        return Inputs(self._squares.sqrt(), self._magnitudes / self._tokens, self._gram)
+
+
 @contextmanager
-def _input_norms(block: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Squared L2 norm [in] of every linear map's input features, summed in float32 over all tokens seen within."""
-    squares: dict[str, Tensor] = {}
-    handles = []
+def _gathering(block: nn.Module, sums: dict[str, _InputSums]) -> Iterator[None]:
+    """Within, every pass through the block adds each linear map's inputs to its sums."""
     modules = dict(block.named_modules())
-    for name, weight in prunable(block).items():
-        squares[name] = torch.zeros(weight.shape[1], dtype=torch.float32, device=weight.device)
-
-        def gather(_: nn.Module, args: tuple[Tensor, ...], total: Tensor = squares[name]) -> None:
-            total += args[0].flatten(0, -2).float().square().sum(0)
-
-        handles.append(modules[name].register_forward_pre_hook(gather))
+    handles = [
+        modules[name].register_forward_pre_hook(lambda _, args, of_weight=of_weight: of_weight.add(args[0]))
+        for name, of_weight in sums.items()
+    ]
     try:
-        yield squares
+        yield
     finally:
         for handle in handles:
             handle.remove()

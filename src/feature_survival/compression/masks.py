@@ -1,22 +1,21 @@
-"""From scores to masks, and masks to and from one bit a weight. True = kept."""
+"""From scores to masks. True = kept."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from feature_survival.config import Group
+from feature_survival.recipes import pattern
 
 
-def pruned_count(n: int, sparsity: float) -> int:
+def pruned_count(n: int, sparsity: float | Fraction) -> int:
     """floor(n * sparsity), with the sparsity read as the decimal that was written (0.29 of 100 is 29)."""
     return int(Fraction(str(sparsity)) * n)
 
 
-def keep_mask(scores: Tensor, sparsity: float) -> Tensor:
+def keep_mask(scores: Tensor, sparsity: float | Fraction) -> Tensor:
     """Bool mask, False on the `pruned_count` lowest scores of each last-dimension group, ties by index.
 
     scores: [..., n], any float type without NaN.
@@ -26,36 +25,24 @@ def keep_mask(scores: Tensor, sparsity: float) -> Tensor:
     return torch.ones_like(scores, dtype=torch.bool).scatter_(-1, lowest, False)
 
 
-def masks_from_scores(scores: dict[str, Tensor], sparsity: float, group: Group) -> dict[str, Tensor]:
-    """Masks of several [out, in] score matrices.
+def masks_in_groups(scores: Tensor, sparsity: float | Fraction, group: str) -> Tensor:
+    """Bool mask [out, in] of one matrix's scores.
 
-    `row` compares within an output row, `matrix` within one matrix, `model` among all matrices given, in
-    their order.
+    `row` compares within an output row, `matrix` within the matrix, a pattern `N:M` within every M consecutive inputs
+    of a row, of which the N highest stay whatever `sparsity` is. ValueError where M does not divide a row.
     """
     if group == "row":
-        return {name: keep_mask(score, sparsity) for name, score in scores.items()}
+        return keep_mask(scores, sparsity)
     if group == "matrix":
-        return {name: keep_mask(score.flatten(), sparsity).view_as(score) for name, score in scores.items()}
+        return keep_mask(scores.flatten(), sparsity).view_as(scores)
+    kept, of = pattern(group)
+    if scores.shape[1] % of:
+        raise ValueError(f"pattern {group} does not divide rows of {scores.shape[1]}")
+    return keep_mask(scores.reshape(len(scores), -1, of), 1 - Fraction(kept, of)).view_as(scores)
+
+
+def masks_over_model(scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    """Masks of several [out, in] score matrices, all compared with one another, in their order."""
     kept = keep_mask(torch.cat([score.flatten() for score in scores.values()]), sparsity)
     pieces = kept.split([score.numel() for score in scores.values()])
     return {name: piece.view_as(score) for (name, score), piece in zip(scores.items(), pieces, strict=True)}
-
-
-def pack(mask: Tensor) -> Tensor:
-    """Bool [out, in] -> uint8 [out, ceil(in / 8)], most significant bit first, padded with zeros."""
-    return torch.from_numpy(np.packbits(np.ascontiguousarray(mask.cpu().numpy()), axis=-1))
-
-
-def unpack(packed: Tensor, width: int) -> Tensor:
-    """uint8 [out, ceil(width / 8)] -> bool [out, width]; ValueError where the width cannot have been packed so."""
-    if packed.dtype != torch.uint8 or packed.shape[-1] != (width + 7) // 8:
-        raise ValueError(f"packed mask {packed.dtype} {list(packed.shape)} does not hold rows of {width} bits")
-    return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width).astype(bool))
-
-
-def achieved_sparsity(masks: dict[str, Tensor]) -> dict[str, float]:
-    """Share of zeros in each mask, and over all of them under the key `all`."""
-    pruned = {name: int((~mask).sum()) for name, mask in masks.items()}
-    total = sum(mask.numel() for mask in masks.values())
-    shares = {name: pruned[name] / mask.numel() for name, mask in masks.items()}
-    return {**shares, "all": sum(pruned.values()) / total if total else 0.0}

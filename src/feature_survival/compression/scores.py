@@ -5,9 +5,11 @@ A new score is one function and one line in `SCORES`.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -33,4 +35,14 @@ def wanda(weight: Tensor, input_norms: Tensor | None) -> Tensor:
     return weight.abs() * input_norms
 
 
-SCORES = {"magnitude": Score(magnitude, needs_inputs=False), "wanda": Score(wanda, needs_inputs=True)}
+def random(weight: Tensor, input_norms: Tensor | None = None) -> Tensor:
+    """Uniform noise, the null that a saliency is held against; the same weight always draws the same."""
+    seed = zlib.crc32(weight.float().cpu().contiguous().numpy().tobytes())
+    return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)).to(weight.device)
+
+
+SCORES = {
+    "magnitude": Score(magnitude, needs_inputs=False),
+    "wanda": Score(wanda, needs_inputs=True),
+    "random": Score(random, needs_inputs=False),
+}

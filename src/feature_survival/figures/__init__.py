@@ -11,16 +11,21 @@ from pathlib import Path
 from feature_survival.artifacts import atomic_file
 from feature_survival.schema import unknown
 
-FIGURES = ["stability", "survival", "transfer", "fragility", "displacement", "causal"]  # a module of this package each
+FIRST = ["stability", "survival", "transfer", "fragility", "displacement", "causal"]
+SECOND = ["variants_by_site", "sae_pruning_sweep", "compressors", "matched", "latents"]
+FIGURES = FIRST + SECOND  # by study; a module of this package each
 
 
 def draw(name: str, results: Path, folder: Path) -> list[Path]:
     """Draw one figure as PDF and PNG; InputError lists the known names. Returns the files written."""
+    name = name.replace("-", "_")
     if name not in FIGURES:
         raise unknown("figure", name, FIGURES)
     import matplotlib
 
     matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     from feature_survival.figures.style import STYLE
 
     with matplotlib.rc_context(STYLE):
@@ -30,4 +35,5 @@ def draw(name: str, results: Path, folder: Path) -> list[Path]:
             with atomic_file(folder / f"{name}{suffix}") as path:
                 figure.savefig(path, metadata=metadata)  # no dates: the same results give the same bytes
             written.append(folder / f"{name}{suffix}")
+        plt.close(figure)
     return written

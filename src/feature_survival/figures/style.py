@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
+from feature_survival.recipes import METHOD_KEYS, PRUNING, QUANTIZATION
 from feature_survival.schema import InputError
 
 COLUMN_WIDTH = 3.5  # inches
@@ -49,40 +52,115 @@ PAPER: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7
 DENSE = "dense"
 STEP = 0.6  # points of sparsity between series, so that intervals at equal sparsity do not hide each other
 SPARSITY = f"achieved sparsity [%]\n(series set {STEP} points apart)"
+FAMILIES = ("unstructured", "N:M pattern", "quantized", "low rank", "random weights")  # of compressed models
 
-
+Share = bool | Literal["none", "all", "row", "col"]
 Panel = Callable[[Axes, pd.DataFrame, str, dict[str, Any]], None]
 
 
 def model_grid(table: pd.DataFrame, rows: dict[str, str], panel: Panel, xlabel: str, row_height: float = 2.0) -> Figure:
-    """A column a model, a row a question, one vertical scale a row, one legend below.
+    """A `grid` of a column a model; `panel` is also given the look of each series."""
+    looks = looks_of(sorted(set(table.get("series", [])) - {DENSE}))
+    of_model = partial(_with_looks, panel, looks)
+    return grid(table, "model", rows, of_model, xlabel, row_height, legend_order=_series_first)
 
-    rows: the label of the vertical axis of each row, by the row's name. `panel` draws one model's rows of `table` on an
-    axis, given the row's name and the look of each series. InputError where the table has no rows.
+
+def _with_looks(panel: Panel, looks: dict[str, Any], axis: Axes, table: pd.DataFrame, row: str) -> None:
+    panel(axis, table, row, looks)
+
+
+def looks_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A look of its own for each of up to six names."""
+    return {name: LOOKS[number % len(LOOKS)] for number, name in enumerate(names)}
+
+
+def grid(
+    table: pd.DataFrame,
+    by: str,
+    rows: dict[str, str],
+    panel: Callable[[Axes, pd.DataFrame, str], None],
+    xlabel: str,
+    row_height: float = 2.0,
+    sharex: Share = True,
+    sharey: Share = "row",
+    title_pad: float | None = None,
+    legend_columns: int = 2,
+    legend_order: Callable[[str], Any] | None = None,
+) -> Figure:
+    """A column a value of the table's column `by`, a row a question, one vertical scale a row, one legend below.
+
+    rows: the label of the vertical axis of each row, by the row's name. `panel` draws the table's rows of one value on
+    an axis, given the row's name. row_height: inches; title_pad: points; the legend's columns are halved where the
+    figure has one column. InputError where the table has no rows.
     """
     if table.empty:
         raise InputError("the table this figure is drawn from has no rows; the grid lacks the cells it is about")
-    models = list(table["model"].unique())
-    series = sorted(set(table.get("series", [])) - {DENSE})
-    looks = {name: LOOKS[number % len(LOOKS)] for number, name in enumerate(series)}
+    columns = list(table[by].unique())
+    wide = len(columns) > 1
     canvas, axes = plt.subplots(
         len(rows),
-        len(models),
-        figsize=(FULL_WIDTH if len(models) > 1 else COLUMN_WIDTH, row_height * len(rows)),
-        sharex=True,
-        sharey="row",
+        len(columns),
+        figsize=(FULL_WIDTH if wide else COLUMN_WIDTH, row_height * len(rows)),
+        sharex=sharex,
+        sharey=sharey,
         squeeze=False,
         layout="constrained",
     )
     for row, (name, label) in enumerate(rows.items()):
-        for column, model in enumerate(models):
-            panel(axes[row, column], table[table["model"] == model], name, looks)
+        for column, value in enumerate(columns):
+            panel(axes[row, column], table[table[by] == value], name)
         axes[row, 0].set_ylabel(label)
-    for column, model in enumerate(models):
-        axes[0, column].set_title(model)
+    for column, value in enumerate(columns):
+        axes[0, column].set_title(value, pad=title_pad)
         axes[-1, column].set_xlabel(xlabel)
-    _legend_below(canvas, columns=2 if len(models) > 1 else 1)
+    _legend_below(canvas, legend_columns if wide else max(1, legend_columns // 2), legend_order)
     return canvas
+
+
+def at_first_site(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of the site with most of them, of equals the first, and its name: the site that sees every condition."""
+    site = "" if table.empty else str(table.groupby("site", sort=False).size().idxmax())
+    return table[table["site"] == site], site
+
+
+def by_family(conditions: pd.DataFrame) -> dict[str, str]:
+    """Family of each compressed model by the condition's name, families in order.
+
+    conditions: columns `condition`, `method`, `group`.
+    """
+    families = {}
+    distinct = conditions[["condition", "method", "group"]].drop_duplicates()
+    for condition, method, group in distinct.itertuples(index=False):
+        keys = METHOD_KEYS[method]
+        if method == "random":
+            families[condition] = "random weights"
+        elif keys == PRUNING:
+            families[condition] = "N:M pattern" if ":" in group else "unstructured"
+        elif keys:
+            families[condition] = "quantized" if keys == QUANTIZATION else "low rank"
+    return dict(sorted(families.items(), key=lambda item: FAMILIES.index(item[1])))
+
+
+class PlainLog(Locator):
+    """Ticks of a logarithmic axis at 1, 2 and 5 times the powers of ten; evenly spaced where it spans little."""
+
+    def __call__(self) -> Sequence[float]:
+        """Ticks within the axis's limits."""
+        assert self.axis is not None
+        return self.tick_values(*self.axis.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """Ticks from one positive value to another."""
+        some = MaxNLocator(6, steps=[1, 2, 5, 10]) if vmax < 8 * vmin else LogLocator(subs=(1, 2, 5))
+        return [tick for tick in some.tick_values(vmin, vmax) if vmin <= tick <= vmax]
+
+
+def log_y(axis: Axes) -> None:
+    """A logarithmic vertical axis with plain numbers at its ticks."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(PlainLog())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def by_pairing(ylabel: str, *pairings: str) -> dict[str, str]:
@@ -123,17 +201,33 @@ def quintile_panel(axis: Axes, table: pd.DataFrame, x: str, step: float, looks: 
 
 def write_counts(axis: Axes, rows: pd.DataFrame, y: float = 0.05) -> None:
     """At height `y` of the axis: how many features of how many dense SAEs stand behind the lines."""
-    counts = rows["n_features"].astype(int)
-    span = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()}-{counts.max()}"
-    note = f"n = {span} features of {rows['n_saes'].max()} dense SAEs"
+    note = f"n = {span(rows['n_features'].astype(int))} features of {rows['n_saes'].max()} dense SAEs"
     axis.text(0.03, y, note, transform=axis.transAxes, fontsize=6.5, color="0.3", bbox=PAPER)
 
 
-def _legend_below(canvas: Figure, columns: int) -> None:
-    """One legend for all panels: series first, then thin lines, then ceilings and floors."""
+def span(values: pd.Series) -> str:
+    """The lowest and highest value, or the only one, e.g. `812-903`."""
+    low, high = f"{values.min()}", f"{values.max()}"
+    return low if low == high else f"{low}-{high}"
+
+
+def write_above(axis: Axes, note: str) -> None:
+    """A note above an axis, at its right end, where no line runs; the topmost row needs a `title_pad`."""
+    axis.text(1.0, 1.02, note, transform=axis.transAxes, fontsize=6.5, color="0.3", ha="right", va="bottom")
+
+
+def _series_first(label: str) -> tuple[bool, bool, str]:
+    """Order of a legend: series, then thin lines, then ceilings and floors."""
+    return label.startswith(("ceiling", "floor")), label.startswith("thin"), label
+
+
+def _legend_below(canvas: Figure, columns: int, order: Callable[[str], Any] | None) -> None:
+    """One legend for all panels, sorted by a key of the label, or as drawn."""
     entries: dict[str, Any] = {}
     for axis in canvas.axes:
         handles, labels = axis.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    order = sorted(entries, key=lambda label: (label.startswith(("ceiling", "floor")), label.startswith("thin"), label))
-    canvas.legend([entries[label] for label in order], order, ncols=columns, frameon=False, loc="outside lower center")
+    labels = sorted(entries, key=order) if order else list(entries)
+    canvas.legend(
+        [entries[label] for label in labels], labels, ncols=columns, frameon=False, loc="outside lower center"
+    )

@@ -14,7 +14,7 @@ def run(params: Params, cell: Cell) -> None:
     settings = params.activations
     tokenizer = read_tokenizer(cell.base / "tokenizer.json")
     model = load_compressed(cell)
-    site = params.model(cell.model).where
+    site = params.model(cell.model).site(params.study.site)
     with atomic_directory(cell.cache) as folder:
         for split, count in (("sae", settings.sae_windows), ("evaluation", settings.evaluation_windows)):
             tokens = windows(cell.root / "data", split, tokenizer, params.window, count)

@@ -35,8 +35,9 @@ RANDOM_SEEDS = 10_000  # far from the SAEs' own: an equal seed draws the numbers
 
 def run(params: Params, cell: Cell) -> None:
     """Measure the cell and write all three files."""
-    dense = {seed: Dictionary.read(cell.dense.sae_of(seed)) for seed in params.seeds.dense}
-    own = {seed: Dictionary.read(cell.sae_of(seed)) for seed in params.sae_seeds(cell.condition)}
+    width = Shards(cell.cache, "evaluation").width
+    dense = {seed: Dictionary.read(cell.dense.sae_of(seed), width) for seed in params.seeds.dense}
+    own = {seed: Dictionary.read(cell.sae_of(seed), width) for seed in params.sae_seeds(cell.condition)}
     transfers = {
         seed: measure_transfer(
             sae,
@@ -75,7 +76,7 @@ def _numbers(
 ) -> dict[str, object]:
     """Perplexity of the model; quality of its own SAEs and of the dense model's SAEs on it."""
     tokens, batch = _tokens(params, cell), params.activations.batch_windows
-    model, site = load_compressed(cell), params.model(cell.model).where
+    model, site = load_compressed(cell), params.model(cell.model).site(params.study.site)
     entropy = mean_cross_entropy(model, tokens, batch)
     replacements: dict[tuple[str, Seed | None], Callable[[Tensor], Tensor]] = {
         ("zero", None): torch.zeros_like,
@@ -98,10 +99,12 @@ def _numbers(
         }
 
     shards = Shards(cell.cache, "evaluation")
+    condition = read_json(cell.prune / "condition.json")
     return {
         "parameters": model.num_parameters(),
         "site_width": shards.width,
-        "achieved_sparsity": read_json(cell.prune / "sparsity.json")["all"],
+        "achieved_sparsity": condition["achieved_sparsity"]["all"],
+        "bits_per_weight": condition["bits_per_weight"],
         "cross_entropy": entropy,
         "perplexity": math.exp(entropy),
         "tokens": tokens.shape[0] * (tokens.shape[1] - 1),
@@ -181,7 +184,7 @@ def _effects(params: Params, cell: Cell, seed: Seed, sae: Dictionary, features: 
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(params.metrics.seed))
     found = measure_effects(
         load_compressed(cell),
-        params.model(cell.model).where,
+        params.model(cell.model).site(params.study.site),
         sae,
         chosen,
         mean[chosen],

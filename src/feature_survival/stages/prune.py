@@ -1,26 +1,48 @@
-"""Stage `prune`: the masks of a cell."""
+"""Stage `prune`: every condition of a model."""
 
 from __future__ import annotations
 
-from feature_survival.artifacts import Cell, atomic_directory
-from feature_survival.compression.calibrate import prune
+import hashlib
+from pathlib import Path
+
+from feature_survival.artifacts import atomic_directory, base_folder, prune_folder, write_json
+from feature_survival.compression.calibrate import compress
 from feature_survival.compression.condition import write_condition
-from feature_survival.compression.scores import SCORES
+from feature_survival.compression.methods import METHODS, check_fits
 from feature_survival.config import Params
 from feature_survival.corpus import read_tokenizer, windows
-from feature_survival.models import load
+from feature_survival.models import load, prunable_weights
+from feature_survival.progress import progress
 
 
-def run(params: Params, cell: Cell) -> None:
-    """Score, mask and pack; the dense condition has no masks."""
-    condition = params.pruning(cell.condition)
-    masks = {}
-    if condition.method != "dense":
-        tokens = None
-        if SCORES[condition.method].needs_inputs:
-            tokenizer = read_tokenizer(cell.base / "tokenizer.json")
-            count = params.prune.calibration_windows
-            tokens = windows(cell.root / "data", "calibration", tokenizer, params.window, count)
-        masks = prune(load(cell.base), *condition, tokens, params.prune.batch_windows)
-    with atomic_directory(cell.prune) as folder:
-        write_condition(masks, folder)
+def run(params: Params, root: Path, name: str) -> None:
+    """Compress the model in every way that a study asks for; the dense condition changes nothing.
+
+    What does not fit the model's matrices is refused before any computing.
+    """
+    base = base_folder(root, name)
+    recipes = {condition: params.recipe(condition) for condition in params.compressed()}
+    weights = prunable_weights(load(base))
+    shapes = {weight: tuple(w.shape) for weight, w in weights.items()}
+    for condition, recipe in recipes.items():
+        check_fits(recipe, shapes, f"conditions.{condition} on {name}")
+    tokenizer = read_tokenizer(base / "tokenizer.json")
+    tokens = windows(root / "data", "calibration", tokenizer, params.window, params.prune.calibration_windows)
+    with atomic_directory(prune_folder(root, name)) as folder:
+        for condition, recipe in progress(recipes.items(), f"prune {name}", len(recipes), "condition"):
+            forms = {}
+            if recipe.method in METHODS:
+                forms = compress(load(base), recipe, tokens, params.prune.batch_windows)
+            (folder / condition).mkdir()
+            write_condition(forms, weights, folder / condition)
+        # Stage `variants` depends on this: a further condition of the first study leaves it alone.
+        names = params.variants.conditions(params.variants.sites[0])
+        write_json(folder / "variants.json", {condition: _digest(folder / condition) for condition in names})
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the files of a folder."""
+    found = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        found.update(file.read_bytes())
+    return found.hexdigest()

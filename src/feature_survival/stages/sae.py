@@ -17,7 +17,7 @@ def run(params: Params, cell: Cell) -> None:
     metadata: dict[str, object] = {
         "model_name": cell.model,
         "architecture_name": model.architecture,
-        "hook_name": model.site,
+        "hook_name": str(model.site(params.study.site)),
         "condition": cell.condition,
         "context_size": params.window,
     }

@@ -17,7 +17,7 @@ from feature_survival.config import Params
 from feature_survival.progress import progress
 from feature_survival.schema import InputError
 from feature_survival.stats import holm
-from feature_survival.summarize import causal, displacement, fragility, grid, stability, survival, transfer
+from feature_survival.summarize import causal, displacement, fragility, grid, stability, survival, transfer, variants
 from feature_survival.summarize.measured import Measured, Row
 
 # A question is a function from a measured cell to the rows it adds, each with the name of its table.
@@ -45,6 +45,7 @@ TABLES = {
     "displacement_tests": "one row a cell and pairing",
     "causal": "RQ5: one row a cell, pairing, ablation and outcome",
     "training": "losses of the base models",
+    **variants.TABLES,
 }
 
 
@@ -57,7 +58,7 @@ def run(params: Params, root: Path) -> None:
             f"results: {len(absent)} of {len(cells)} cells have no metrics: {', '.join(absent)}; run dvc repro"
         )
     measured = [Measured.read(params, cell) for cell in cells]
-    rows: dict[str, list[Row]] = {name: [] for name in TABLES}
+    rows: dict[str, list[Row]] = {name: [] for name in TABLES if name not in variants.TABLES}
     for cell in progress(measured, "summarize", len(measured), "cell"):
         for question in QUESTIONS:
             for name, row in question(cell):
@@ -65,8 +66,9 @@ def run(params: Params, root: Path) -> None:
     rows["ratios"] = list(survival.ratios(measured))
     tables = {name: pd.DataFrame(of_table) for name, of_table in rows.items()}
     tables["training"] = pd.concat(
-        [read_csv(training_log(root, model)).assign(model=model) for model in params.study.models]
+        [read_csv(training_log(root, model)).assign(model=model) for model in params.study.bases]
     )
+    tables |= variants.tables(params, root)
     if len(tables["causal"]):
         for _, family in tables["causal"].groupby(causal.FAMILY):
             tables["causal"].loc[family.index, "p_holm"] = holm(family["p"].to_numpy())

@@ -33,7 +33,7 @@ def rows(measured: Measured) -> Iterator[tuple[str, Row]]:
                 "training_tokens": model.training.tokens,
                 "perplexity": numbers["perplexity"],
                 "evaluation_tokens": numbers["tokens"],
-                "site": model.site,
+                "site": str(model.site(params.study.site)),
                 "site_width": numbers["site_width"],
                 "sae_width": params.sae.expansion * numbers["site_width"],
                 "sae_tokens": params.activations.sae_windows * (params.window - 1) * params.sae.epochs,

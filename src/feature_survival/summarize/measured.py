@@ -43,7 +43,7 @@ class Measured(NamedTuple):
             "model": cell.model,
             "condition": cell.condition,
             "series": _series(params, cell.condition),
-            "sparsity": params.pruning(cell.condition).sparsity,
+            "sparsity": params.recipe(cell.condition).sparsity,
             "achieved_sparsity": numbers["achieved_sparsity"],
         }
         matches = matches.merge(alive[FEATURE], on=FEATURE)
@@ -93,7 +93,7 @@ def by_sae(features: pd.DataFrame, columns: list[str]) -> Iterator[np.ndarray]:
 
 def _series(params: Params, name: str) -> str:
     """What a condition shares with others of its kind, whatever the sparsity: the line it is drawn on."""
-    condition = params.pruning(name)
+    condition = params.recipe(name)
     defaults = {"group": params.prune.group, "sequential": params.prune.sequential}
     differing = [f"{key}={found}" for key, default in defaults.items() if (found := getattr(condition, key)) != default]
     return " ".join([condition.method, *differing])

@@ -1,0 +1,318 @@
+"""Stage `variants`: the second study at one site of a model.
+
+`variants.parquet`: one row an SAE and a model it is measured on. `compressors.parquet`: one row a compressed model.
+`latents.parquet`: one row a latent of the dense model's SAE and a way to prune it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from feature_survival.activations import Normalization, Shards, measure_normalization, write_shards
+from feature_survival.artifacts import Place, atomic_directory, read_json
+from feature_survival.compression.condition import load_compressed
+from feature_survival.config import Params, Sae, Seed, Site
+from feature_survival.corpus import read_tokenizer, windows
+from feature_survival.matching import mutual_cosine
+from feature_survival.metrics import BOTH, DECODER, ENCODER, PRETRAINED, PRUNED, RETRAINED, SAE_SCORES, STANDARD
+from feature_survival.metrics.attributes import token_attributes
+from feature_survival.metrics.language import loss_recovered, mean_cross_entropy, measure_splices
+from feature_survival.metrics.meaning import measure_meaning, prepare
+from feature_survival.metrics.reconstruction import alive, measure_reconstruction
+from feature_survival.metrics.survival import FIXED, pairs
+from feature_survival.metrics.transfer import measure_transfer
+from feature_survival.metrics.variants import Variant, measure_norms, neighbour_cosine, prune_sae, share_left
+from feature_survival.progress import progress
+from feature_survival.sae import Dictionary, train_sae
+from feature_survival.schema import InputError
+from feature_survival.thresholds import KEPT, MAIN_TAU
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROWS = 16384  # activations encoded at a time
+Row = dict[str, object]
+
+
+class Bench(NamedTuple):
+    """What all measurements at a site share."""
+
+    params: Params
+    place: Place
+    site: Site
+    tokens: dict[str, Tensor]  # int64 [windows, position] by split
+    attributes: dict[str, Tensor]  # int64 labels [vocabulary] by name
+    settings: dict[str, Sae]  # by name: the standard SAE, and those of `redundancy`
+    folder: Path  # of the SAEs
+
+    @property
+    def scratch(self) -> Path:
+        """Activations, gone when the stage ends."""
+        return self.folder / "scratch"
+
+
+class Observed(NamedTuple):
+    """A compressed model, and its activations at the site."""
+
+    condition: str
+    model: PreTrainedModel
+    train: Shards
+    evaluation: Shards
+
+    def fitted(self, rows: int) -> Iterator[Tensor]:
+        """The first rows of those that SAEs are trained on, as batches."""
+        for batch in self.train.batches(ROWS):
+            if rows <= 0:
+                return
+            yield batch[:rows]
+            rows -= len(batch)
+
+
+class Dense(NamedTuple):
+    """The dense model and its SAEs."""
+
+    observed: Observed
+    normalization: Normalization  # of all activations at the site, whatever model they are of
+    saes: dict[tuple[str, Seed], Dictionary]  # by the name of their settings and seed
+    lives: dict[Seed, Tensor]  # bool [d_sae]: latents of the standard ones that fire often enough to be counted
+
+
+class Found(NamedTuple):
+    """Rows of the three tables, of one model."""
+
+    variants: list[Row]
+    compressor: Row
+    latents: pd.DataFrame
+
+
+def run(params: Params, place: Place) -> None:
+    """Train, prune and measure; writes the SAEs and the three tables."""
+    study = params.variants
+    standard = params.sae
+    redundancy = study.redundancy if place.site == study.sites[0] else {}
+    settings = {name: standard.model_copy(update=of.model_dump(exclude_none=True)) for name, of in redundancy.items()}
+    tokenizer = read_tokenizer(place.cell("dense").base / "tokenizer.json")
+    counts = {"sae": study.sae_windows, "evaluation": study.evaluation_windows}
+    tokens = {split: windows(place.root / "data", split, tokenizer, params.window, n) for split, n in counts.items()}
+    texts = [None, *(tokenizer.decode([token]) for token in range(1, tokenizer.get_vocab_size()))]  # 0 is <bos>
+    attributes = token_attributes(texts)
+    site = params.model(place.model).site(place.site)
+    with atomic_directory(place.saes) as folder, atomic_directory(place.metrics) as out:
+        bench = Bench(params, place, site, tokens, attributes, {STANDARD: standard, **settings}, folder)
+        dense = _dense(bench)
+        found = [_found_on_dense(bench, dense)]
+        conditions = study.conditions(place.site)
+        for condition in progress(conditions, f"variants {place}", len(conditions), "condition"):
+            found.append(_found_on(bench, dense, condition))
+        shutil.rmtree(bench.scratch)
+        pd.DataFrame([row for of in found for row in of.variants]).to_parquet(out / "variants.parquet", index=False)
+        pd.DataFrame([of.compressor for of in found]).to_parquet(out / "compressors.parquet", index=False)
+        pd.concat([of.latents for of in found]).to_parquet(out / "latents.parquet", index=False)
+
+
+def _dense(bench: Bench) -> Dense:
+    """Train the SAEs of the dense model: the standard one with every seed, the others with the first."""
+    seeds = bench.params.variants.seeds
+    observed = _observe(bench, "dense")
+    normalization = measure_normalization(observed.train)
+    asked = [(name, seed) for name in bench.settings for seed in (seeds if name == STANDARD else seeds[:1])]
+    saes = {key: _train(bench, observed, normalization, *key) for key in asked}
+    rates = {
+        seed: measure_reconstruction(saes[STANDARD, seed], observed.evaluation.batches(ROWS)).firing_rate
+        for seed in seeds
+    }
+    lives = {seed: alive(rate, len(observed.evaluation)) for seed, rate in rates.items()}
+    return Dense(observed, normalization, saes, lives)
+
+
+def _found_on_dense(bench: Bench, dense: Dense) -> Found:
+    """The dense model's SAEs where they come from."""
+    saes = {Variant(name, PRETRAINED, seed.name): sae for (name, seed), sae in dense.saes.items()}
+    rows = _measure(bench, dense.observed, saes)
+    return Found(list(rows.values()), _compressor(bench, dense, dense.observed, None, rows), pd.DataFrame())
+
+
+def _found_on(bench: Bench, dense: Dense, condition: str) -> Found:
+    """Every variant on one compressed model."""
+    study, on = bench.params.variants, _observe(bench, condition)
+    first, main = study.seeds[0], condition == study.condition
+    saes: dict[Variant, Dictionary] = {}
+    latents = pd.DataFrame()
+    for name in bench.settings if main else [STANDARD]:
+        pretrained = dense.saes[name, first]
+        saes[Variant(name, PRETRAINED, first.name)] = pretrained
+        saes[Variant(name, RETRAINED, first.name)] = _train(bench, on, dense.normalization, name, first)
+        pruned = _pruned(bench, dense.normalization, on, name, pretrained)
+        saes |= pruned
+        if main and name == STANDARD:
+            latents = _latents(on, pretrained, pruned)
+    rows = _measure(bench, on, saes)
+    if main:
+        asked = {v: sae for v, sae in saes.items() if v.sae == STANDARD and v.part in ("", BOTH)}
+        tokens, batch = bench.tokens["evaluation"][: study.probe_windows], bench.params.activations.batch_windows
+        labelled = prepare(on.model, bench.site, tokens, bench.attributes, dense.normalization.mean, batch)
+        for variant, sae in progress(asked.items(), f"meaning {bench.place}", len(asked), "SAE"):
+            rows[variant] |= measure_meaning(on.model, labelled, sae)
+    compressor = _compressor(bench, dense, on, saes[Variant(STANDARD, RETRAINED, first.name)], rows)
+    shutil.rmtree(bench.scratch / condition)
+    return Found(list(rows.values()), compressor, latents)
+
+
+def _observe(bench: Bench, condition: str) -> Observed:
+    """Load a compressed model and cache its activations."""
+    settings, folder = bench.params.activations, bench.scratch / condition
+    model = load_compressed(bench.place.cell(condition))
+    folder.mkdir(parents=True)
+    for split, tokens in bench.tokens.items():
+        write_shards(model, bench.site, tokens, settings.batch_windows, settings.shard_windows, folder, split)
+    return Observed(condition, model, Shards(folder, "sae"), Shards(folder, "evaluation"))
+
+
+def _train(bench: Bench, on: Observed, normalization: Normalization, name: str, seed: Seed) -> Dictionary:
+    """Train one SAE on a model's activations and keep it; `name` is that of its settings."""
+    metadata: dict[str, object] = {
+        "model_name": bench.place.model,
+        "architecture_name": bench.params.model(bench.place.model).architecture,
+        "hook_name": str(bench.site),
+        "condition": on.condition,
+        "context_size": bench.params.window,
+    }
+    path = bench.folder / on.condition / name / seed.name
+    train_sae(bench.settings[name], on.train, normalization, seed, metadata, path)
+    return Dictionary.read(path, on.train.width)
+
+
+def _pruned(
+    bench: Bench, normalization: Normalization, on: Observed, name: str, sae: Dictionary
+) -> dict[Variant, Dictionary]:
+    """The dense model's SAE at every level of pruning, calibrated on the compressed model's activations."""
+    study = bench.params.variants
+    ways = _ways(bench, on.condition, name)
+    if not ways:
+        return {}
+    norms = measure_norms(sae, normalization, on.fitted(len(on.evaluation)))
+    return {
+        Variant(name, PRUNED, study.seeds[0].name, score, part, level): prune_sae(
+            sae, normalization, norms, score, level, study.group, part
+        )
+        for score, part in ways
+        for level in study.levels
+    }
+
+
+def _ways(bench: Bench, condition: str, name: str) -> list[tuple[str, str]]:
+    """Scores by which, and parts in which, an SAE is pruned: the standard one in every way on the main condition; any
+    other, and any at a further condition, in both parts by the Wanda score; none on a mere compressor."""
+    study = bench.params.variants
+    if condition == study.condition and name == STANDARD:
+        return [*((score, BOTH) for score in SAE_SCORES), ("wanda", ENCODER), ("wanda", DECODER)]
+    return [("wanda", BOTH)] if condition in (study.condition, *study.further_conditions) else []
+
+
+def _measure(bench: Bench, on: Observed, saes: Mapping[Variant, Dictionary]) -> dict[Variant, Row]:
+    """FVU, L0, CE-loss score and KL of SAEs on one model: the same tokens, the same split, the same model for all."""
+    params = bench.params
+    tokens, batch = bench.tokens["evaluation"][: params.variants.splice_windows], params.activations.batch_windows
+    replacements: dict[Variant | None, Callable[[Tensor], Tensor]] = {None: torch.zeros_like}
+    replacements |= {variant: sae.reconstruct for variant, sae in saes.items()}
+    plain, splices = measure_splices(on.model, bench.site, replacements, tokens, batch)
+    zero = splices[None].cross_entropy
+    rows: dict[Variant, Row] = {}
+    for variant, sae in progress(saes.items(), f"{bench.place} {on.condition}", len(saes), "SAE"):
+        found = measure_reconstruction(sae, on.evaluation.batches(ROWS))
+        fitted = measure_reconstruction(sae, on.fitted(len(on.evaluation)))
+        spliced = splices[variant]
+        rows[variant] = {
+            "condition": on.condition,
+            **variant._asdict(),
+            "fvu": found.fvu,
+            "fvu_fitted": fitted.fvu,
+            "l0": found.l0,
+            "share_dead": found.share_dead,
+            "tokens": len(on.evaluation),
+            "ce_without_sae": plain,
+            "ce_zero": zero,
+            "ce_sae": spliced.cross_entropy,
+            "ce_loss_score": loss_recovered(plain, zero, spliced.cross_entropy),
+            "kl": spliced.kl,
+            "splice_tokens": len(tokens) * (tokens.shape[1] - 1),
+        }
+    _check_one_model(rows, f"{bench.place} {on.condition}", mean_cross_entropy(on.model, tokens, batch))
+    return rows
+
+
+def _check_one_model(rows: Mapping[Variant, Row], where: str, expected: float) -> None:
+    """All variants must have been measured on one and the same model: without an SAE it loses as much as it does
+    alone. InputError where it does not."""
+    for variant, row in rows.items():
+        found = row["ce_without_sae"]
+        assert isinstance(found, float)
+        if abs(found - expected) > 1e-5 * expected:
+            raise InputError(
+                f"stage variants: {where}: ce_without_sae is {found:.6f} for {variant}, the model's {expected:.6f}"
+            )
+
+
+def _compressor(
+    bench: Bench, dense: Dense, on: Observed, retrained: Dictionary | None, rows: Mapping[Variant, Row]
+) -> Row:
+    """What a compressor costs, and what it does to the dense model's features: found again, and firing as before.
+
+    retrained: the SAE of the first seed on the compressed model; None where that is the dense one. rows: of `_measure`.
+    """
+    seeds = bench.params.variants.seeds
+    first = seeds[0]
+    batch = bench.params.activations.batch_windows
+    described = read_json(bench.place.cell(on.condition).prune / "condition.json")
+    batches = (of.evaluation.batches(ROWS) for of in (dense.observed, on))
+    transfer = measure_transfer(dense.saes[STANDARD, first], *batches)
+    row: Row = {
+        "condition": on.condition,
+        "bits_per_weight": described["bits_per_weight"],
+        "achieved_sparsity": described["achieved_sparsity"]["all"],
+        "cross_entropy": mean_cross_entropy(on.model, bench.tokens["evaluation"], batch),
+        "jaccard": transfer.jaccard,
+        f"{FIXED} of": int(dense.lives[first].sum()),
+        FIXED: int((transfer.correlation[dense.lives[first]] > KEPT).sum()),
+    }
+    for pairing, seed, of in pairs(seeds, [first], is_dense_cell=retrained is None):
+        other = dense.saes[STANDARD, of] if retrained is None else retrained
+        cosine = mutual_cosine(dense.saes[STANDARD, seed].W_dec, other.W_dec).cpu()[dense.lives[seed]]
+        row |= {f"{pairing} of": len(cosine), pairing: int((cosine >= MAIN_TAU).sum())}
+    for kind in (PRETRAINED, RETRAINED):
+        measured = rows.get(Variant(STANDARD, kind, first.name))
+        if measured is not None:
+            row |= {f"{name}_{kind}": measured[name] for name in ("fvu", "ce_loss_score", "kl")}
+    return row
+
+
+def _latents(on: Observed, sae: Dictionary, pruned: Mapping[Variant, Dictionary]) -> pd.DataFrame:
+    """Every alive latent: how often and strongly it fires, how near its neighbours are, what pruning leaves of it."""
+    whole = measure_reconstruction(sae, on.fitted(len(on.evaluation)))
+    lives = alive(whole.firing_rate, len(on.evaluation))
+    neighbour, norm = neighbour_cosine(sae.W_dec).cpu(), sae.W_enc.norm(dim=0).cpu()
+    tables = []
+    for variant, smaller in pruned.items():
+        if variant.part != BOTH:
+            continue
+        found = measure_reconstruction(smaller, on.fitted(len(on.evaluation)))
+        columns = {
+            "latent": torch.arange(len(lives)),
+            "firing_rate": whole.firing_rate,
+            "mean_activation": whole.mean_activation,
+            "encoder_norm": norm,
+            "neighbour_cosine": neighbour,
+            "decoder_left": share_left(smaller.W_dec, sae.W_dec).cpu(),
+            "encoder_left": share_left(smaller.W_enc.T, sae.W_enc.T).cpu(),
+            "firing_rate_pruned": found.firing_rate,
+        }
+        frame = pd.DataFrame({name: values[lives].numpy() for name, values in columns.items()})
+        tables.append(frame.assign(condition=on.condition, score=variant.score, level=variant.level))
+    return pd.concat(tables)
