@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,23 +31,21 @@ def figure(results: Path) -> Figure:
     table, site = at_first_site(read_csv(results / "matched.csv", COLUMNS))
     table = table.assign(panel="matched by " + table["matched_by"] + ", " + site)
     conditions = list(by_family(table))[::-1]
-    ends = table.assign(zero=0.0).groupby("quantity")[["difference", "zero"]].agg(["min", "max"])
-    panel = partial(_panel, looks=looks_of(list(table["model"].unique())), conditions=conditions, ends=ends)
+    panel = partial(_panel, looks=looks_of(list(table["model"].unique())), conditions=conditions)
     xlabel = "difference to Wanda, interpolated"
     rows = {name: label for name, label in ROWS.items() if name in set(table["quantity"])}
     height = max(1.7, 0.45 + 0.115 * len(conditions))
-    return grid(table, "panel", rows, panel, xlabel, height, sharex="row", sharey=True, legend_columns=5)
+    return grid(table, "panel", rows, panel, xlabel, height, sharex="none", sharey=True, legend_columns=5)
 
 
-def _panel(
-    axis: Axes, table: pd.DataFrame, row: str, looks: dict[str, Any], conditions: list[str], ends: pd.DataFrame
-) -> None:
+def _panel(axis: Axes, table: pd.DataFrame, row: str, looks: dict[str, Any], conditions: list[str]) -> None:
     """A marker a model and compressor; those without a value in a strip at the side."""
-    low, high = np.nanmin(ends.loc[row]), np.nanmax(ends.loc[row])
+    rows = table[table["quantity"] == row]
+    reached = [0.0, *rows["difference"].dropna()]
+    low, high = min(reached), max(reached)
     reach = (high - low) or 1.0
     left, right = low - 0.05 * reach, high + 0.05 * reach
     right += (right - left) * STRIP / (1 - STRIP)
-    rows = table[table["quantity"] == row]
     for number, (model, look) in enumerate(looks.items()):
         of_model = rows[rows["model"] == model]
         y = of_model["condition"].map(conditions.index) + 0.25 * ((len(looks) - 1) / 2 - number)

@@ -40,6 +40,8 @@ def _panel(axis: Axes, table: pd.DataFrame, model: str, looks: dict[str, Any]) -
     for part, look in looks.items():
         for score in SAE_SCORES[::-1]:
             pruned = (table["part"] == part) & (table["score"] == score)
+            if not pruned.any():
+                continue
             line = table[pruned | (table["kind"] == PRETRAINED)].sort_values("level")
             style = {"linestyle": "-"} if score == "wanda" else {"linestyle": "--", "markerfacecolor": "white"}
             name = "Wanda score" if score == "wanda" else score
