@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -336,6 +337,7 @@ def test_no_panel_cuts_a_point_or_an_interval_off(name: str, results: Path) -> N
             for path in bars.get_paths():
                 heights = path.vertices[:, 1][np.isfinite(path.vertices[:, 1])]
                 assert ((low <= heights) & (heights <= high)).all()
+    plt.close(canvas)
 
 
 def test_an_unknown_figure_lists_the_known_ones(tmp_path: Path) -> None:
