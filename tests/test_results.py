@@ -26,6 +26,7 @@ from feature_survival.metrics.survival import (
     survival_by_feature,
 )
 from feature_survival.schema import InputError
+from feature_survival.summarize.measured import series_of
 
 MODELS = ["tiny", "tall"]
 FEATURES = 100
@@ -272,6 +273,18 @@ def test_a_pruning_that_differs_from_the_default_is_a_series_of_its_own(
     summarize.run(config.load(write_params(root, changed)), root)
     series = pd.read_csv(root / "results" / "cells.csv")["series"].unique()
     assert list(series) == ["dense", "magnitude", "wanda group=matrix"]
+
+
+def test_with_another_default_group_no_series_is_named_after_it(tmp_path: Path, write_params: WriteParams) -> None:
+    params = config.load(write_params(tmp_path, {"prune.group": "matrix"}))
+    named = {name: series_of(params, name) for name in ("dense", "wanda-50", "rtn-4", "svd-50", "wanda-2of4")}
+    assert named == {
+        "dense": "dense",
+        "wanda-50": "wanda",
+        "rtn-4": "rtn",
+        "svd-50": "svd",
+        "wanda-2of4": "wanda group=2:4",
+    }
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "features.parquet", "matches.parquet"])

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from feature_survival.config import Params, load
+from feature_survival.figures import FIGURES
 from feature_survival.schema import InputError, unknown
 
 app = typer.Typer(
@@ -49,7 +50,6 @@ def _deterministic() -> None:
 def check() -> None:
     """Check params.yaml and claims.yaml, and name what the grid holds; changes nothing."""
     from feature_survival.claims import load as load_claims
-    from feature_survival.figures import FIGURES
 
     params = _params()
     for name in params.study.figures:
@@ -103,25 +103,27 @@ def base(model: ModelName) -> None:
 
 def _model_stage(stage: str, model: str) -> None:
     """Check the name, then run one of the stages that work on a model."""
-    from importlib import import_module
-
     params = _params()
     params.model(model)
-    _deterministic()
-    import_module(f"feature_survival.stages.{stage}").run(params, ROOT, model)
+    _run(stage, params, ROOT, model)
 
 
 def _cell_stage(stage: str, model: str, condition: str) -> None:
     """Check the names, then run one of the stages that work on a cell."""
-    from importlib import import_module
-
     from feature_survival.artifacts import Cell
 
     params = _params()
     params.model(model)
     params.recipe(condition)
+    _run(stage, params, Cell(ROOT, model, condition))
+
+
+def _run(stage: str, params: Params, *where: object) -> None:
+    """Start a stage, once its names are known to be right."""
+    from importlib import import_module
+
     _deterministic()
-    import_module(f"feature_survival.stages.{stage}").run(params, Cell(ROOT, model, condition))
+    import_module(f"feature_survival.stages.{stage}").run(params, *where)
 
 
 @app.command()
@@ -157,10 +159,7 @@ def variants(
 
     params = _params()
     params.model(model).site(site)
-    _deterministic()
-    from feature_survival.stages.variants import run
-
-    run(params, Place(ROOT, model, site))
+    _run("variants", params, Place(ROOT, model, site))
 
 
 @app.command()
@@ -173,13 +172,7 @@ def summarize() -> None:
 
 @app.command()
 def figure(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="stability, survival, transfer, fragility, displacement, causal; of the "
-            "second study variants-by-site, sae-pruning-sweep, compressors, matched, latents"
-        ),
-    ],
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(FIGURES)}")],
 ) -> None:
     """Draw one figure from results/ into paper_figures/ (PDF and PNG)."""
     from feature_survival.figures import draw

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from feature_survival.recipes import GROUPS, METHOD_KEYS, PRUNING, Condition, Group, Recipe, pattern
 from feature_survival.schema import Section, read_yaml, unknown
@@ -49,7 +49,14 @@ class Site(NamedTuple):
         return cls(found[1], int(found[2]))
 
 
-Names = Annotated[list[str], Field(min_length=1)]
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("a name stands twice")
+    return names
+
+
+Distinct = Annotated[list[str], AfterValidator(_distinct)]
+Names = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Study(Section):
@@ -203,8 +210,8 @@ class Variants(Section):
     models: Names
     sites: Names  # by their names in a model's `sites`; the first also sees `compressors` and `redundancy`
     condition: str  # on which every variant is measured, by every metric
-    further_conditions: list[str]  # at every site, by the core metrics
-    compressors: list[str]  # at the first site, by the core metrics
+    further_conditions: Distinct  # at every site, by the core metrics
+    compressors: Distinct  # at the first site, by the core metrics
     levels: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]  # of the SAE's own sparsity
     group: Group  # what a weight of an SAE is compared within
     redundancy: dict[str, Redundancy]
@@ -258,13 +265,10 @@ class Params(Section):
             ("variants.condition", [variants.condition], self.conditions),
             ("variants.further_conditions", variants.further_conditions, self.conditions),
             ("variants.compressors", variants.compressors, self.conditions),
-            ("variants.sites", variants.sites, variants.sites),
         ):
             for name in names:
                 if name not in known:
                     raise ValueError(str(unknown(key, name, list(known))))
-            if len(set(names)) < len(names):
-                raise ValueError(f"{key}: a name stands twice")
         for key, models, sites in (
             ("study.site", self.study.models, [self.study.site]),
             ("variants.sites", variants.models, variants.sites),

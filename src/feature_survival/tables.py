@@ -15,7 +15,6 @@ from feature_survival.metrics.survival import FIXED, OTHER_INIT, OTHER_ORDER, PA
 from feature_survival.thresholds import KEPT, MAIN_TAU, VIABLE
 
 KEY = ["model", "condition"]
-DENSE = "dense"
 SHORT = {
     SAME_SEEDS: "same seeds",
     OTHER_ORDER: "other order",
@@ -163,7 +162,7 @@ def variants(results: Path) -> pd.DataFrame:
     names = ["model", "site", "condition", "sae", "variant", "score", "l0", "fvu", "fvu_ratio", "ce_without_sae"]
     names += ["ce_loss_score", "ce_loss_score_short", "kl", "probing_5", "absorption", "cause", "isolation"]
     table = read_csv(results / "variants_by_site.csv", names)
-    table = table[table["condition"] != DENSE]
+    table = table[table["condition"] != "dense"]
     return pd.DataFrame(
         {
             **{name: table[name] for name in ("model", "site", "condition", "sae")},

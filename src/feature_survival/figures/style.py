@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -61,12 +60,11 @@ Panel = Callable[[Axes, pd.DataFrame, str, dict[str, Any]], None]
 def model_grid(table: pd.DataFrame, rows: dict[str, str], panel: Panel, xlabel: str, row_height: float = 2.0) -> Figure:
     """A `grid` of a column a model; `panel` is also given the look of each series."""
     looks = looks_of(sorted(set(table.get("series", [])) - {DENSE}))
-    of_model = partial(_with_looks, panel, looks)
+
+    def of_model(axis: Axes, part: pd.DataFrame, row: str) -> None:
+        panel(axis, part, row, looks)
+
     return grid(table, "model", rows, of_model, xlabel, row_height, legend_order=_series_first)
-
-
-def _with_looks(panel: Panel, looks: dict[str, Any], axis: Axes, table: pd.DataFrame, row: str) -> None:
-    panel(axis, table, row, looks)
 
 
 def looks_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ import pandas as pd
 from feature_survival.artifacts import Cell, read_json, read_parquet
 from feature_survival.config import Params
 from feature_survival.metrics.survival import FEATURE, FIXED, OUTCOMES, PAIRINGS, RANDOM, survival_column
+from feature_survival.recipes import METHOD_KEYS
 from feature_survival.thresholds import KEPT, MAIN_TAU
 
 Row = dict[str, object]
@@ -42,7 +43,7 @@ class Measured(NamedTuple):
         key: Row = {
             "model": cell.model,
             "condition": cell.condition,
-            "series": _series(params, cell.condition),
+            "series": series_of(params, cell.condition),
             "sparsity": params.recipe(cell.condition).sparsity,
             "achieved_sparsity": numbers["achieved_sparsity"],
         }
@@ -91,9 +92,11 @@ def by_sae(features: pd.DataFrame, columns: list[str]) -> Iterator[np.ndarray]:
         yield of_sae[columns].to_numpy(dtype=np.float64)
 
 
-def _series(params: Params, name: str) -> str:
+def series_of(params: Params, name: str) -> str:
     """What a condition shares with others of its kind, whatever the sparsity: the line it is drawn on."""
-    condition = params.recipe(name)
-    defaults = {"group": params.prune.group, "sequential": params.prune.sequential}
-    differing = [f"{key}={found}" for key, default in defaults.items() if (found := getattr(condition, key)) != default]
-    return " ".join([condition.method, *differing])
+    recipe = params.recipe(name)
+    defaults: dict[str, object] = {"sequential": params.prune.sequential}
+    if "group" in METHOD_KEYS[recipe.method]:
+        defaults = {"group": params.prune.group, **defaults}
+    differing = [f"{key}={found}" for key, default in defaults.items() if (found := getattr(recipe, key)) != default]
+    return " ".join([recipe.method, *differing])

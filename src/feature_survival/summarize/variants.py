@@ -15,6 +15,7 @@ from feature_survival.metrics.quintiles import BINS, quintiles
 from feature_survival.metrics.survival import FIXED, PAIRINGS
 from feature_survival.recipes import METHOD_KEYS, PRUNING
 from feature_survival.stats import binomial, cluster_bootstrap, spearman
+from feature_survival.summarize.measured import series_of
 
 TABLES = {
     "variants_by_site": "one row a model, site, condition and SAE: pretrained, retrained, or pruned in both parts",
@@ -24,7 +25,7 @@ TABLES = {
     "latents": "one row a model, site, score, level, predictor and fifth of it: what pruning left of the latents",
     "latents_tests": "one row a model, site, score, level and predictor",
 }
-REFERENCE = "wanda"  # the method whose levels the other compressors are matched with
+RUNGS = ("dense", "wanda")  # series whose levels the other compressors are matched with
 MATCHED_BY = {"perplexity_ratio": "perplexity", "bits_per_weight": "bits a weight"}
 FVU_RATIO = "FVU ratio"
 PREDICTORS = {"firing_rate": "firing rate", "encoder_norm": "encoder norm", "neighbour_cosine": "nearest decoder row"}
@@ -107,7 +108,7 @@ def _compressors(params: Params, found: pd.DataFrame) -> pd.DataFrame:
             "condition": row["condition"],
             "method": recipe.method,
             "group": recipe.group if METHOD_KEYS[recipe.method] == PRUNING else "",
-            "rung": _is_rung(params, row["condition"]),
+            "rung": series_of(params, row["condition"]) in RUNGS,
             "bits_per_weight": row["bits_per_weight"],
             "achieved_sparsity": row["achieved_sparsity"],
             "perplexity": math.exp(row["cross_entropy"]),
@@ -151,13 +152,6 @@ def _matched(compressors: pd.DataFrame) -> pd.DataFrame:
                 frame = frame.assign(matched_by=label, at=others[by], quantity=quantity, value=others[column])
                 frames.append(frame.assign(wanda=wanda, difference=others[column] - wanda))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-def _is_rung(params: Params, condition: str) -> bool:
-    """Whether a condition is one of Wanda's levels, pruned as section `prune` says; the dense model is that of none."""
-    recipe = params.recipe(condition)
-    defaults = (params.prune.group, params.prune.sequential)
-    return condition == "dense" or (recipe.method == REFERENCE and (recipe.group, recipe.sequential) == defaults)
 
 
 def _latents(params: Params, latents: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
