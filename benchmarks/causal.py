@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.metrics.causal import measure_effects
 from feature_survival.models import at_site, compute_device, load, read_site
 from feature_survival.sae import Dictionary
@@ -127,7 +127,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = random_model() if options.model is None else load(options.model)
+    model = random_model() if options.model is None else load(options.model, "float32")
     tokens = torch.randint(1, model.config.vocab_size, (options.windows, WINDOW)).to(model.device)
     tokens[:, 0] = 0
     read = read_site(model, options.site, tokens)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from feature_survival import artifacts, config, models
+from feature_survival import artifacts, catalogue, config, models
 from feature_survival.corpus import SPLITS, documents, train_tokenizer
 
 TOP = Path(__file__).resolve().parent.parent
@@ -52,6 +52,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "Gemma3ForCausalLM": _GEMMA,
     "GPT2LMHeadModel": {"n_embd": 32, "n_layer": BLOCKS, "n_head": 4, "n_positions": 32},
+    "Qwen2ForCausalLM": {key: value for key, value in _LLAMA.items() if key != "head_dim"},  # biases on q, k, v
+    "Qwen3ForCausalLM": _LLAMA,  # norms on q and k
+    "MistralForCausalLM": {**_LLAMA, "sliding_window": 4},
+    "GPTNeoXForCausalLM": {  # attention and MLP side by side, q, k and v in one matrix
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+        "tie_word_embeddings": False,
+    },
+    "OPTForCausalLM": {  # an MLP without a module of its own, on [batch x position, width]
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+    },
 }
 TRAINING = {
     "tokens": 640,
@@ -74,10 +93,12 @@ def entry(architecture: str, **training: Any) -> config.Model:
     """A catalogue entry; keywords change its training."""
     return config.Model(
         architecture=architecture,
-        sites={"resid_post": "resid_post.1", "mlp_out": "mlp_out.1", "attention": "attn_z.1"},
         vocabulary=VOCABULARY,
         config=FAMILIES[architecture],
-        training=config.Training(**{**TRAINING, **training}),
+        weights=catalogue.Weights(training=catalogue.Training(**{**TRAINING, **training})),
+        dtype="float32",
+        sites={"resid_post": "resid_post.1", "mlp_out": "mlp_out.1", "attention": "attn_z.1"},
+        budget={},
     )
 
 

@@ -19,7 +19,7 @@ from feature_survival.activations import (
     write_normalization,
     write_shards,
 )
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.models import read_site
 from feature_survival.schema import InputError
 

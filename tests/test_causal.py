@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.metrics.causal import Effects, measure_effects, stratified
 from feature_survival.metrics.quintiles import BINS, quintiles
 from feature_survival.metrics.survival import ABLATIONS

@@ -35,7 +35,7 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("conditions.wanda-50.sparsty", 0.5, "unknown key 'sparsty'; did you mean 'sparsity'?"),
     ("models.mini-llama3.site", "x", "unknown key 'site'; did you mean 'sites'?"),
     ("variants.redundancy.narrow.expnsion", 2, "unknown key 'expnsion'; did you mean 'expansion'?"),
-    ("models.mini-llama3.training.seeds", 0, "unknown key 'seeds'; did you mean 'seed'?"),
+    ("models.mini-llama3.weights.training.seeds", 0, "unknown key 'seeds'; did you mean 'seed'?"),
     ("conditions.wanda-50.sparsity", 1.0, "conditions.wanda-50.sparsity: input should be less than 1, found 1.0"),
     ("conditions.wanda-50.sparsity", -0.1, "sparsity: input should be greater than or equal to 0, found -0.1"),
     ("conditions.wanda-50.sparsity", 50, "sparsity: input should be less than 1, found 50"),
@@ -107,7 +107,7 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("window", 2, "window: input should be greater than or equal to 3, found 2"),
     ("metrics.taus", [0.7, 0.7], "metrics: taus: one stands twice"),
     ("metrics.causal_features", 4, "metrics.causal_features: input should be greater than or equal to 5, found 4"),
-    ("metrics", {}, "metrics.taus: this key is missing (and 5 more)"),
+    ("metrics", {}, "metrics.taus: this key is missing (and 6 more)"),
 ]
 
 
@@ -257,8 +257,8 @@ TOO_MUCH: list[tuple[str, str, Any, str]] = [
     ("sae tiny dense", "sae.batch_tokens", 10**6, "sae.batch_tokens: 1000000 asked, the sae split has 600 tokens"),
     ("sae tiny dense", "sae.k", 10**6, "sae.k"),
     ("sae tiny dense", "sae.learning_rate", 1e30, "stage sae: "),
-    ("base tiny", "models.tiny.training.learning_rate", 1e38, "loss is nan at step"),
-    ("base tiny", "models.tiny.architecture", "MistralForCausalLM", "architecture 'MistralForCausalLM' has no adapter"),
+    ("base tiny", "models.tiny.weights.training.learning_rate", 1e38, "loss is nan at step"),
+    ("base tiny", "models.tiny.architecture", "BloomForCausalLM", "architecture 'BloomForCausalLM' has no adapter"),
     ("cache tiny dense", "models.tiny.sites.resid_post", "resid_post.3", "'resid_post.3' is beyond the last block"),
 ]
 
@@ -320,7 +320,7 @@ def test_quick_refuses_a_folder_that_is_no_scratch_clone_of_its_own(cli: Cli, tm
 
 @pytest.mark.parametrize(
     ("override", "part"),
-    [("no.such.key=1", "no such key"), ("window", "key.path=value"), ("window=[", "not YAML"), ("window.x=1", "window"),
+    [("no.such.key=1", "unknown name 'no'"), ("window", "key.path=value"), ("window=[", "not YAML"), ("window.x=1", "window"),
      ("window=1", "window")],
 )  # fmt: skip
 def test_quick_refuses_a_wrong_override_and_makes_no_clone(cli: Cli, tmp_path: Path, override: str, part: str) -> None:

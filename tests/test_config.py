@@ -8,7 +8,8 @@ import pytest
 from conftest import TOP, WriteParams
 from pydantic import ValidationError
 
-from feature_survival.config import Seed, Site, load
+from feature_survival.catalogue import Site
+from feature_survival.config import Seed, load
 from feature_survival.recipes import METHOD_KEYS, Recipe
 from feature_survival.schema import InputError
 

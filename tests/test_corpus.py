@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from feature_survival.config import Corpus, Shares
-from feature_survival.corpus import SOURCE, SPLITS, build_corpus, documents, prose, read_lock, split_of, windows
+from feature_survival.corpus import (
+    SOURCE,
+    SPLITS,
+    Vocabulary,
+    build_corpus,
+    documents,
+    prose,
+    read_lock,
+    split_of,
+    windows,
+)
 from feature_survival.schema import InputError
 
 LOCK = TOP / "requirements.lock"
@@ -136,7 +146,7 @@ def test_windows_hold_the_stream_of_documents_line_by_line_with_bos_at_their_sta
     stream = []
     for text in documents(corpus / "sae.jsonl"):
         stream += tokenizer.encode(f"{text}\n", add_special_tokens=False).ids
-    found = windows(corpus, "sae", tokenizer, 16, None)
+    found = windows(corpus, "sae", Vocabulary(tokenizer, 0), 16, None)
     assert found.dtype == torch.int64
     assert found.shape == (len(stream) // 15, 16)
     assert (found[:, 0] == 0).all() and (found[:, 1:] != 0).all()
@@ -145,37 +155,37 @@ def test_windows_hold_the_stream_of_documents_line_by_line_with_bos_at_their_sta
 
 @pytest.mark.parametrize("count", [1, 7, 100])
 def test_the_first_windows_asked_for_are_a_prefix_of_all(corpus: Path, tokenizer: Tokenizer, count: int) -> None:
-    found = windows(corpus, "sae", tokenizer, 16, count)
-    assert torch.equal(found, windows(corpus, "sae", tokenizer, 16, None)[:count])
+    found = windows(corpus, "sae", Vocabulary(tokenizer, 0), 16, count)
+    assert torch.equal(found, windows(corpus, "sae", Vocabulary(tokenizer, 0), 16, None)[:count])
 
 
 def test_more_windows_than_the_split_has_are_refused_and_exactly_all_are_not(
     corpus: Path, tokenizer: Tokenizer
 ) -> None:
-    available = len(windows(corpus, "evaluation", tokenizer, 16, None))
-    assert len(windows(corpus, "evaluation", tokenizer, 16, available)) == available
+    available = len(windows(corpus, "evaluation", Vocabulary(tokenizer, 0), 16, None))
+    assert len(windows(corpus, "evaluation", Vocabulary(tokenizer, 0), 16, available)) == available
     message = rf"split 'evaluation' of .* holds {available} windows of 16 tokens; {available + 1} were asked for"
     with pytest.raises(InputError, match=message):
-        windows(corpus, "evaluation", tokenizer, 16, available + 1)
+        windows(corpus, "evaluation", Vocabulary(tokenizer, 0), 16, available + 1)
 
 
 def test_a_missing_split_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match=r"lm\.jsonl: no such file; run: make data"):
-        windows(tmp_path, "lm", tokenizer, 16, 1)
+        windows(tmp_path, "lm", Vocabulary(tokenizer, 0), 16, 1)
 
 
 @pytest.mark.parametrize("line", ["not json", '{"id": "a.py"}', '{"id": "a.py", "te', "[]"])
 def test_a_foreign_or_truncated_split_is_refused(tmp_path: Path, tokenizer: Tokenizer, line: str) -> None:
     (tmp_path / "lm.jsonl").write_text(line)
     with pytest.raises(InputError, match=r"lm\.jsonl"):
-        windows(tmp_path, "lm", tokenizer, 16, 1)
+        windows(tmp_path, "lm", Vocabulary(tokenizer, 0), 16, 1)
 
 
 @pytest.mark.parametrize("content", ["", '{"id": "a.py", "text": "short"}\n'])
 def test_a_split_without_a_whole_window_is_refused(tmp_path: Path, tokenizer: Tokenizer, content: str) -> None:
     (tmp_path / "lm.jsonl").write_text(content)
     with pytest.raises(InputError, match="lm"):
-        windows(tmp_path, "lm", tokenizer, 16, None)
+        windows(tmp_path, "lm", Vocabulary(tokenizer, 0), 16, None)
 
 
 @settings(max_examples=50, deadline=None)

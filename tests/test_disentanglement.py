@@ -11,7 +11,7 @@ from conftest import VOCABULARY, hooks_on, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.metrics.attributes import NONE
 from feature_survival.metrics.disentanglement import Interchange, measure_disentanglement, prepare_interchange
 from feature_survival.metrics.probes import FEWEST

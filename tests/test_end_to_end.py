@@ -19,7 +19,7 @@ PROGRAMS = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", "TQDM_DISABLE": "1"}
 MINIATURE = {
     "study.conditions": "[dense, wanda-50]",
-    "models.nano-llama3.training.tokens": 160_000,
+    "models.nano-llama3.weights.training.tokens": 160_000,
     "prune.calibration_windows": 32,
     "activations.sae_windows": 64,
     "activations.evaluation_windows": 48,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from feature_survival.catalogue import Site
 from feature_survival.compression.calibrate import compress
-from feature_survival.config import Site
 from feature_survival.metrics.causal import measure_effects
 from feature_survival.metrics.stability import match
 from feature_survival.metrics.transfer import measure_transfer

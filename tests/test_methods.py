@@ -55,7 +55,7 @@ def written(forms: dict[str, Form], model: PreTrainedModel, root: Path) -> PreTr
     cell = save_as_cell(model, root)
     cell.prune.mkdir(parents=True)
     write_condition(forms, prunable_weights(model), cell.prune)
-    return load_compressed(cell)
+    return load_compressed(cell, "float32")
 
 
 def test_methods_and_the_settings_they_take_are_named_alike() -> None:

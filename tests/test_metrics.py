@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from feature_survival.config import Seed, Site
+from feature_survival.catalogue import Site
+from feature_survival.config import Seed
 from feature_survival.metrics.language import divergence, loss_recovered, mean_cross_entropy, measure_splices
 from feature_survival.metrics.reconstruction import VarianceSums, alive, measure_reconstruction
 from feature_survival.metrics.survival import OTHER_INIT, OTHER_ORDER, SAME_SEEDS, Pair, pairs

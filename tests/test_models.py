@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.models import (
     adapter_for,
     at_site,
@@ -30,11 +30,16 @@ from feature_survival.models import (
 from feature_survival.schema import InputError
 
 POINTS = ["resid_post", "mlp_out", "attn_out", "attn_z"]
+FINAL_NORM = {
+    "GPT2LMHeadModel": "transformer.ln_f",
+    "GPTNeoXForCausalLM": "gpt_neox.final_layer_norm",
+    "OPTForCausalLM": "model.decoder.final_layer_norm",
+}
 SITES = ["resid_post.0", "resid_post.1", "resid_post.2", "mlp_out.0", "mlp_out.1", "attn_out.1", "attn_z.1"]
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
-    return model.get_submodule("transformer.ln_f" if type(model).__name__ == "GPT2LMHeadModel" else "model.norm")
+    return model.get_submodule(FINAL_NORM.get(type(model).__name__, "model.norm"))
 
 
 def test_early_stopped_activations_equal_output_hidden_states(model: PreTrainedModel, tokens: Tensor) -> None:
@@ -73,10 +78,9 @@ def test_attention_and_mlp_outputs_added_to_the_residual_make_the_next_one(
 
 def test_the_output_projection_of_attn_z_is_the_attention_output(model: PreTrainedModel, tokens: Tensor) -> None:
     block = blocks(model)[1]
-    family = type(model).__name__
-    projection = block.get_submodule("attn.c_proj" if family == "GPT2LMHeadModel" else "self_attn.o_proj")
+    projection = block.get_submodule(adapter_for(type(model).__name__).attn_projection)
     projected = projection(read_site(model, Site("attn_z", 1), tokens))
-    if family.startswith("Gemma"):
+    if type(model).__name__.startswith("Gemma"):
         projected = block.get_submodule("post_attention_layernorm")(projected)
     torch.testing.assert_close(projected, read_site(model, Site("attn_out", 1), tokens))
 
@@ -239,17 +243,17 @@ def test_a_site_beyond_the_last_block_is_refused(llama: PreTrainedModel, tokens:
 
 
 def test_an_architecture_without_adapter_is_refused_by_name_with_the_file_to_extend() -> None:
-    message = "'MistralForCausalLM' has no adapter; add a line to ADAPTERS in src/feature_survival/models.py"
+    message = "'BloomForCausalLM' has no adapter; add a line to ADAPTERS in src/feature_survival/models.py"
     with pytest.raises(InputError, match=message):
-        adapter_for("MistralForCausalLM")
+        adapter_for("BloomForCausalLM")
     with pytest.raises(InputError, match=message):
-        build(entry("LlamaForCausalLM").model_copy(update={"architecture": "MistralForCausalLM"}))
+        build(entry("LlamaForCausalLM").model_copy(update={"architecture": "BloomForCausalLM"}))
 
 
 def test_a_saved_model_loads_as_the_same_function_ready_for_measuring(
     model: PreTrainedModel, tokens: Tensor, tmp_path: Path
 ) -> None:
-    loaded = load(save_as_cell(model, tmp_path).base)
+    loaded = load(save_as_cell(model, tmp_path).base, "float32")
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
     assert loaded.dtype == torch.float32
     assert not loaded.training
@@ -296,15 +300,15 @@ def test_a_truncated_foreign_or_incomplete_checkpoint_is_refused_in_one_line(
     base = save_as_cell(llama, tmp_path).base
     damage(base / "model.safetensors")
     with pytest.raises(InputError) as refused:
-        load(base)
+        load(base, "float32")
     assert message in str(refused.value)
     assert str(base) in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"architectures": ["MistralForCausalLM"]}', "{}", '{"architectures": 3}'])
+@pytest.mark.parametrize("text", ["[]", "{", '{"architectures": ["BloomForCausalLM"]}', "{}", '{"architectures": 3}'])
 def test_a_foreign_model_config_is_refused(llama: PreTrainedModel, tmp_path: Path, text: str) -> None:
     base = save_as_cell(llama, tmp_path).base
     (base / "config.json").write_text(text)
     with pytest.raises(InputError):
-        load(base)
+        load(base, "float32")

@@ -12,14 +12,14 @@ from conftest import FAMILIES, contents, entry
 from safetensors.torch import load_file
 from torch import Tensor
 
-from feature_survival.config import Model
+from feature_survival.catalogue import Model
 from feature_survival.models import build
 from feature_survival.pretrain import learning_rate, make_base, token_order, train
 from feature_survival.schema import InputError
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
-    training = entry("LlamaForCausalLM", learning_rate=0.01, warmup_steps=4).training
+    training = entry("LlamaForCausalLM", learning_rate=0.01, warmup_steps=4).weights.training
     rates = [learning_rate(step, 104, training) for step in range(105)]
     assert rates[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
     assert rates[54] == pytest.approx(0.0055)  # half way down
@@ -28,7 +28,7 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
 
 
 def test_the_learning_rate_starts_at_its_peak_without_warm_up() -> None:
-    assert learning_rate(0, 10, entry("LlamaForCausalLM", warmup_steps=0).training) == pytest.approx(5e-3)
+    assert learning_rate(0, 10, entry("LlamaForCausalLM", warmup_steps=0).weights.training) == pytest.approx(5e-3)
 
 
 def test_the_order_of_windows_covers_each_once_an_epoch() -> None:
@@ -53,12 +53,12 @@ def test_a_diverging_training_stops_and_names_stage_and_step(tokens: Tensor, ste
     spec = entry("LlamaForCausalLM", learning_rate=1e38, warmup_steps=0, tokens=steps * 64)
     torch.manual_seed(0)
     with pytest.raises(InputError, match=rf"stage base: .*(nan|inf).* at step \d+ of {steps}\b"):
-        train(build(spec), spec.training, tokens, tokens, lambda row: None)
+        train(build(spec), spec.weights.training, tokens, tokens, lambda row: None)
 
 
 def made(spec: Model, corpus: Path, folder: Path) -> dict[str, bytes]:
     folder.mkdir()
-    make_base(spec, 16, corpus, folder, folder / "log.csv")
+    make_base(spec, spec.weights.training, 16, corpus, folder, folder / "log.csv")
     return contents(folder)
 
 

@@ -26,6 +26,11 @@ PRUNABLE = {
     "Gemma2ForCausalLM": 7,
     "Gemma3ForCausalLM": 7,
     "GPT2LMHeadModel": 4,
+    "Qwen2ForCausalLM": 7,
+    "Qwen3ForCausalLM": 7,
+    "MistralForCausalLM": 7,
+    "GPTNeoXForCausalLM": 4,
+    "OPTForCausalLM": 6,
 }
 
 
@@ -66,7 +71,7 @@ def slow_wanda(model: PreTrainedModel, tokens: Tensor, sparsity: float, sequenti
             inputs.clear()
             handles = [
                 module.register_forward_pre_hook(
-                    lambda _, args, name=name: inputs[name].append(args[0].double().flatten(0, 1))
+                    lambda _, args, name=name: inputs[name].append(args[0].double().flatten(0, -2))
                 )
                 for name, module in modules.items()
             ]
@@ -111,11 +116,23 @@ def test_masks_do_not_depend_on_the_batch(model: PreTrainedModel, tokens: Tensor
         assert torch.equal(mask, in_fours[name]), name
 
 
-def test_one_shot_pruning_changes_no_weight_and_leaves_no_hook(model: PreTrainedModel, tokens: Tensor) -> None:
+@pytest.mark.parametrize("sequential", [True, False])
+def test_compressing_leaves_the_model_as_it_was_and_without_hooks(
+    model: PreTrainedModel, tokens: Tensor, sequential: bool
+) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    compress(model, Recipe("wanda", 0.5, sequential=False), tokens)
+    compress(model, Recipe("wanda", 0.5, sequential=sequential), tokens)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_masks_do_not_depend_on_where_hidden_states_wait(
+    llama: PreTrainedModel, tokens: Tensor, sequential: bool
+) -> None:
+    recipe = Recipe("wanda", 0.5, sequential=sequential)
+    on_device, on_host = (compress(llama, recipe, tokens, 4, place) for place in (False, True))
+    assert all(torch.equal(form.tensors()["mask"], on_host[name].tensors()["mask"]) for name, form in on_device.items())
 
 
 @pytest.mark.parametrize("group", ["row", "matrix"])
@@ -188,7 +205,7 @@ def test_a_written_condition_loads_as_the_pruned_model(model: PreTrainedModel, t
     forms = compress(tiny(type(model).__name__), Recipe("wanda", 0.5), tokens)
     cell.prune.mkdir(parents=True)
     write_condition(forms, prunable_weights(model), cell.prune)
-    loaded = load_compressed(cell)
+    loaded = load_compressed(cell, "float32")
     put_into(model, forms)
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
     written = read_json(cell.prune / "condition.json")
@@ -215,7 +232,7 @@ def test_the_dense_condition_loads_as_the_base_model(llama: PreTrainedModel, tok
     cell = save_as_cell(llama, tmp_path, "dense")
     cell.prune.mkdir(parents=True)
     write_condition({}, prunable_weights(llama), cell.prune)
-    assert torch.equal(load_compressed(cell)(tokens).logits, llama(tokens).logits)
+    assert torch.equal(load_compressed(cell, "float32")(tokens).logits, llama(tokens).logits)
     written = read_json(cell.prune / "condition.json")
     assert written == {"achieved_sparsity": {"all": 0.0}, "bits_per_weight": 16.0}
 
@@ -242,10 +259,10 @@ def test_a_condition_that_does_not_fit_is_refused(llama: PreTrainedModel, tmp_pa
     for message, stored in damages.items():
         save_file(stored, path)
         with pytest.raises(InputError, match=f"weights.safetensors: does not fit tiny: .*{message}") as refused:
-            load_compressed(cell)
+            load_compressed(cell, "float32")
         assert "\n" not in str(refused.value)
     truncate(path)
     before = contents(tmp_path)
     with pytest.raises(InputError, match="not a whole safetensors file"):
-        load_compressed(cell)
+        load_compressed(cell, "float32")
     assert contents(tmp_path) == before

@@ -191,7 +191,7 @@ def test_saes_of_another_kind_and_broken_files_are_refused(saved: Path, tmp_path
     config, tensors = read_json(saved / "cfg.json"), load_file(saved / "sae_weights.safetensors")
     weights_file = tmp_path / "sae_weights.safetensors"
     save_file(tensors, weights_file)
-    for key, value in {"architecture": "jumprelu", "normalize_activations": "layer_norm"}.items():
+    for key, value in {"architecture": "gated", "normalize_activations": "layer_norm"}.items():
         write_json(tmp_path / "cfg.json", {**config, key: value})
         with pytest.raises(InputError, match=f"cfg.json: {key} is '{value}'; allowed"):
             Dictionary.read(tmp_path)

@@ -27,7 +27,7 @@ import torch
 from conftest import save_as_cell, tiny
 from torch import Tensor
 
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.metrics.language import loss_recovered, measure_splices
 from feature_survival.metrics.reconstruction import measure_reconstruction
 from feature_survival.models import at_site, cross_entropy, load, read_site
@@ -150,7 +150,7 @@ def defined(saved: Saved, at: Tokens) -> dict[str, float]:
 
 def ours(saved: Saved) -> dict[str, float]:
     """The same names, from this package's own functions."""
-    model, sae, tokens = load(saved.base), Dictionary.read(saved.sae), saved.tokens
+    model, sae, tokens = load(saved.base, "float32"), Dictionary.read(saved.sae), saved.tokens
     plain, found = measure_splices(model, SITE, {"sae": sae.reconstruct, "zero": torch.zeros_like}, tokens, 4)
     fit = measure_reconstruction(sae, [read_site(model, SITE, tokens)[:, 1:].flatten(0, 1)])
     return {
@@ -180,7 +180,7 @@ def test_of_the_conventions_only_position_zero_and_the_last_one_differ(saved: Sa
     assert cost * predictions / (predictions - 1) == pytest.approx(
         theirs["ce_loss_with_sae"] - theirs["ce_loss_without_sae"], abs=TOLERANCE
     )
-    model = load(saved.base)
+    model = load(saved.base, "float32")
     with torch.no_grad(), at_site(model, SITE, torch.zeros_like):
         everywhere = cross_entropy(model, saved.tokens)[:, 1:].mean().item()
     assert everywhere == pytest.approx(theirs["ce_loss_with_ablation"], abs=TOLERANCE)

@@ -11,7 +11,7 @@ from conftest import save_as_cell
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.metrics.language import measure_splices
 from feature_survival.models import load, read_site
 from feature_survival.sae import Dictionary
@@ -65,7 +65,9 @@ def evaluated_by_sae_lens(base: Path, sae_folder: Path, tokens: Tensor) -> dict[
 def test_a_splice_costs_what_sae_lens_says_it_costs(base: Path, saved_sae: Path, tokens: Tensor) -> None:
     assert torch.equal(tokens == 0, torch.arange(16).expand(6, 16) == 0)
     expected = evaluated_by_sae_lens(base, saved_sae, tokens)
-    plain, found = measure_splices(load(base), SITE, {"sae": Dictionary.read(saved_sae).reconstruct}, tokens, 4)
+    plain, found = measure_splices(
+        load(base, "float32"), SITE, {"sae": Dictionary.read(saved_sae).reconstruct}, tokens, 4
+    )
     assert plain == pytest.approx(expected["ce_loss_without_sae"].mean().item(), abs=1e-4)
     assert found["sae"].cross_entropy == pytest.approx(expected["ce_loss_with_sae"].mean().item(), abs=1e-4)
     # sae-lens also gives the divergence at the last position, which predicts no token of the window.

@@ -17,10 +17,12 @@ ORDER = [
     "schema",
     "recipes",
     "thresholds",
+    "catalogue",
     "config",
     "artifacts",
     "progress",
     "corpus",
+    "hub",
     "models",
     "pretrain",
     "compression",
@@ -37,7 +39,8 @@ ORDER = [
     "quick",
     "cli",
 ]
-INFRASTRUCTURE = {"schema.py", "config.py", "artifacts.py", "progress.py"}  # what numbers do not depend on
+# What numbers do not depend on but by what a stage's parameters or its base say.
+INFRASTRUCTURE = {"schema.py", "catalogue.py", "config.py", "artifacts.py", "progress.py", "hub.py"}
 
 
 STAGES = sorted(file.stem for file in (PACKAGE / "stages").glob("*.py") if file.stem != "__init__")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feature_survival.artifacts import read_tensors
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.models import read_site
 from feature_survival.progress import progress
 from feature_survival.schema import InputError

@@ -1,6 +1,7 @@
 """The only owner of paths, and of writing: every file appears whole or not at all.
 
-`artifacts/<model>/base`                   weights, config, tokenizer
+`artifacts/<model>/base`                   weights, config, tokenizer; of a hub model its commit instead of weights, and
+                                           documents and pretrained SAEs
 `artifacts/<model>/prune/<condition>`      what a condition changes of the weights, achieved sparsity, bits a weight
 `artifacts/<model>/<condition>/cache`      activation shards
 `artifacts/<model>/<condition>/sae/<seed>` SAEs in SAELens's format, and how far each feature moved in training
@@ -84,6 +85,12 @@ def prune_folder(root: Path, model: str) -> Path:
     return root / "artifacts" / model / "prune"
 
 
+def text_folder(root: Path, model: str) -> Path:
+    """Folder of a model's documents, `<split>.jsonl`: a hub model's own, or the embedded corpus."""
+    own = base_folder(root, model) / "text"
+    return own if own.exists() else root / "data"
+
+
 def training_log(root: Path, model: str) -> Path:
     """A model's training log."""
     return root / "artifacts" / "training" / f"{model}.csv"
@@ -112,6 +119,11 @@ class Place(NamedTuple):
     def metrics(self) -> Path:
         """Folder of the numbers."""
         return self.root / "artifacts" / "variants" / self.model / self.site
+
+
+def released_sae(place: Place) -> Path:
+    """Folder of the SAE that others published for a hub model's site."""
+    return base_folder(place.root, place.model) / "saes" / place.site
 
 
 @contextmanager

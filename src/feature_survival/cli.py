@@ -97,23 +97,20 @@ def data(
 
 @app.command()
 def base(model: ModelName) -> None:
-    """Train a model's tokenizer and dense weights."""
+    """Make a model's tokenizer and dense weights, or fetch those a hub has published."""
     _model_stage("base", model)
 
 
 def _model_stage(stage: str, model: str) -> None:
     """Check the name, then run one of the stages that work on a model."""
-    params = _params()
-    params.model(model)
-    _run(stage, params, ROOT, model)
+    _run(stage, _params().for_model(model), ROOT, model)
 
 
 def _cell_stage(stage: str, model: str, condition: str) -> None:
     """Check the names, then run one of the stages that work on a cell."""
     from feature_survival.artifacts import Cell
 
-    params = _params()
-    params.model(model)
+    params = _params().for_model(model)
     params.recipe(condition)
     _run(stage, params, Cell(ROOT, model, condition))
 
@@ -122,7 +119,10 @@ def _run(stage: str, params: Params, *where: object) -> None:
     """Start a stage, once its names are known to be right."""
     from importlib import import_module
 
+    from feature_survival.models import use_device
+
     _deterministic()
+    use_device(params.device)
     import_module(f"feature_survival.stages.{stage}").run(params, *where)
 
 
@@ -157,7 +157,7 @@ def variants(
     """Measure which SAE explains a compressed model at a site: the dense model's, a retrained one, a pruned one."""
     from feature_survival.artifacts import Place
 
-    params = _params()
+    params = _params().for_model(model)
     params.model(model).site(site)
     _run("variants", params, Place(ROOT, model, site))
 

@@ -6,14 +6,14 @@ line that names the key, what was found and what is allowed.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from feature_survival.catalogue import Model
 from feature_survival.recipes import GROUPS, METHOD_KEYS, PRUNING, Condition, Group, Recipe, pattern
-from feature_survival.schema import Section, read_yaml, unknown
+from feature_survival.schema import InputError, Section, read_yaml, set_key, unknown, validate
 from feature_survival.thresholds import MAIN_TAU
 
 
@@ -27,26 +27,6 @@ class Seed(NamedTuple):
     def name(self) -> str:
         """Folder name of the SAE, e.g. `init0-data1`."""
         return f"init{self.init}-data{self.data}"
-
-
-class Site(NamedTuple):
-    """Where activations are read: a point inside decoder block `block` (0-based)."""
-
-    point: str
-    block: int
-
-    def __str__(self) -> str:
-        return f"{self.point}.{self.block}"
-
-    @classmethod
-    def parse(cls, text: str) -> Site:
-        """`resid_post.2` -> Site; raises ValueError with the allowed forms."""
-        found = re.fullmatch(r"(resid_post|mlp_out|attn_out|attn_z)\.(\d+)", text)
-        if not found:
-            raise ValueError(
-                f"site {text!r} is not one of resid_post.L, mlp_out.L, attn_out.L, attn_z.L with L a block number"
-            )
-        return cls(found[1], int(found[2]))
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -93,42 +73,6 @@ class Corpus(Section):
     shares: Shares
 
 
-class Training(Section):
-    """How a miniature base model is trained (AdamW, linear warm-up, cosine decay to a tenth of the peak)."""
-
-    tokens: PositiveInt
-    batch_windows: PositiveInt
-    learning_rate: PositiveFloat
-    warmup_steps: NonNegativeInt
-    weight_decay: Annotated[float, Field(ge=0)]
-    seed: NonNegativeInt
-
-
-class Model(Section):
-    """One entry of the model catalogue."""
-
-    architecture: str  # a transformers class, e.g. LlamaForCausalLM
-    sites: Annotated[dict[str, str], Field(min_length=1)]  # where it may be read, by name, e.g. mlp_out: mlp_out.2
-    vocabulary: Annotated[int, Field(ge=257)]
-    config: dict[str, Any]  # passed to the class's transformers config
-    training: Training
-
-    @model_validator(mode="after")
-    def _sites_exist(self) -> Model:
-        blocks = self.config.get("num_hidden_layers", self.config.get("n_layer"))
-        for text in self.sites.values():
-            site = Site.parse(text)
-            if isinstance(blocks, int) and site.block >= blocks:
-                raise ValueError(f"site {text!r} is beyond the last block; allowed: {site.point}.0 to .{blocks - 1}")
-        return self
-
-    def site(self, name: str) -> Site:
-        """One of its sites; InputError for an unknown name."""
-        if name not in self.sites:
-            raise unknown("site", name, list(self.sites))
-        return Site.parse(self.sites[name])
-
-
 class Prune(Section):
     """Defaults of all conditions: groups, and calibration (windows through the model, in batches)."""
 
@@ -137,6 +81,7 @@ class Prune(Section):
     quantization_group: PositiveInt
     calibration_windows: PositiveInt
     batch_windows: PositiveInt
+    hidden_states: Literal["device", "host"]  # where those of the calibration windows wait between blocks
 
 
 class Activations(Section):
@@ -178,10 +123,24 @@ class Seeds(Section):
         return self
 
 
+class Perplexity(Section):
+    """Windows over a running text, each led by <bos>; a token counts once, where it has the most context."""
+
+    window: Annotated[int, Field(ge=3)]  # tokens, <bos> included
+    stride: PositiveInt
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> Perplexity:
+        if self.stride >= self.window:
+            raise ValueError(f"stride: {self.stride} leaves gaps between windows of {self.window} tokens")
+        return self
+
+
 class Metrics(Section):
     """Thresholds and sizes of the measurements."""
 
     taus: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]
+    perplexity: Perplexity
     splice_windows: PositiveInt
     causal_features: Annotated[int, Field(ge=5)]  # of each dense SAE, the same number from each quintile
     causal_windows: PositiveInt  # the most in which a feature is ablated
@@ -242,6 +201,7 @@ class Params(Section):
     """All of params.yaml."""
 
     study: Study
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]  # auto: the GPU where there is one
     window: Annotated[int, Field(ge=3)]  # tokens a window, <bos> included
     corpus: Corpus
     models: dict[str, Model]
@@ -284,11 +244,6 @@ class Params(Section):
                 f"metrics.splice_windows: {self.metrics.splice_windows} asked, "
                 f"activations.evaluation_windows has {self.activations.evaluation_windows}"
             )
-        for name in self.study.bases:
-            config = self.models[name].config
-            longest = config.get("max_position_embeddings", config.get("n_positions", self.window))
-            if self.window > longest:
-                raise ValueError(f"window: {self.window} is longer than the {longest} positions of model {name}")
         for name in self.compressed():
             recipe = self.recipe(name)
             if recipe.group == "model" and recipe.method == "sparsegpt":
@@ -308,6 +263,22 @@ class Params(Section):
         if name not in self.models:
             raise unknown("model", name, list(self.models))
         return self.models[name]
+
+    def for_model(self, name: str) -> Params:
+        """These settings as the model's budget has them; InputError for an unknown model, or one they do not fit."""
+        spec = self.model(name)
+        where = f"models.{name}.budget"
+        if spec.budget:
+            content = self.model_dump()
+            for key, value in spec.budget.items():
+                set_key(content, key, value, where)
+        params = validate(content, where, Params) if spec.budget else self
+        longest = spec.config.get("max_position_embeddings", spec.config.get("n_positions"))
+        of_text = [params.metrics.perplexity.window] if spec.weights.hub and spec.weights.hub.text.perplexity else []
+        for window in [params.window, *of_text]:
+            if longest is not None and window > longest:
+                raise InputError(f"window: {window} is longer than the {longest} positions of model {name}")
+        return params
 
     def recipe(self, name: str) -> Recipe:
         """A condition with the defaults of section `prune` filled in; InputError for an unknown name."""
@@ -339,4 +310,10 @@ def load(path: Path) -> Params:
 
     Raises InputError: one line with the file, the key, what was found and what is allowed.
     """
-    return read_yaml(path, Params)
+    params = read_yaml(path, Params)
+    for name in params.study.bases:
+        try:
+            params.for_model(name)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    return params

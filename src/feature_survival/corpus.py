@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from feature_survival.artifacts import atomic_directory, write_json
+from feature_survival.artifacts import atomic_directory, read_json, write_json
 from feature_survival.config import Corpus
 from feature_survival.progress import progress
 from feature_survival.schema import InputError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("lm", "calibration", "sae", "evaluation")
 SOURCE = "source.json"
+BOS = 0  # <bos>, the one special token of our tokenizers
 
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_vendor", "vendor", "externals", "__pycache__"}
 _DOCTEST = re.compile(r"^\s*(>>>|\.\.\. |In \[\d+\]:|Out\[\d+\]:)")
@@ -158,10 +159,15 @@ def build_corpus(corpus: Corpus, lock: Path, out: Path) -> dict[str, tuple[int, 
         for split, texts in kept.items():
             # In the order of a hash, so that any first part of a split is a sample of all packages.
             ordered = sorted(texts, key=lambda document: hashlib.sha256(f"order {document}".encode()).digest())
-            lines = [json.dumps({"id": document, "text": texts[document]}, ensure_ascii=False) for document in ordered]
-            (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            write_documents(folder / f"{split}.jsonl", {document: texts[document] for document in ordered})
         write_json(folder / SOURCE, corpus_source(corpus, lock))
     return {split: (len(kept[split]), characters[split]) for split in SPLITS}
+
+
+def write_documents(path: Path, texts: dict[str, str]) -> None:
+    """A split as JSON lines, one document each: id, text."""
+    lines = [json.dumps({"id": document, "text": text}, ensure_ascii=False) for document, text in texts.items()]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def documents(path: Path) -> Iterator[str]:
@@ -182,14 +188,29 @@ def documents(path: Path) -> Iterator[str]:
         raise InputError(f"{path}: not UTF-8 text; run: feature-survival data --force") from None
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """A saved tokenizer; InputError where the file is missing or foreign."""
+class Vocabulary(NamedTuple):
+    """A tokenizer, and the token that leads every window."""
+
+    tokenizer: Tokenizer
+    bos: int
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """Of a model's folder: `tokenizer.json`, and `bos_token_id` of `config.json`.
+
+    InputError where a file is missing or foreign, or names no such token.
+    """
     from tokenizers import Tokenizer
 
+    path = folder / "tokenizer.json"
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise InputError(f"{path}: not a loadable tokenizer ({error}); run the base stage, or dvc pull") from None
+    bos = read_json(folder / "config.json").get("bos_token_id")
+    if not isinstance(bos, int):
+        raise InputError(f"{folder / 'config.json'}: bos_token_id is {bos!r}; allowed: the number of a token")
+    return Vocabulary(tokenizer, bos)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -209,7 +230,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def windows(data: Path, split: str, tokenizer: Tokenizer, length: int, count: int | None) -> Tensor:
+def windows(data: Path, split: str, vocabulary: Vocabulary, length: int, count: int | None) -> Tensor:
     """The first `count` token windows of a split, int64 [count, length]; `None` takes all there are.
 
     Documents are joined line by line and cut; every window is led by `<bos>`, which stands nowhere else.
@@ -217,8 +238,7 @@ def windows(data: Path, split: str, tokenizer: Tokenizer, length: int, count: in
     """
     import torch
 
-    bos = tokenizer.token_to_id("<bos>")
-    assert bos is not None  # every tokenizer of ours has it
+    tokenizer, bos = vocabulary
     body = length - 1
     pieces: list[np.ndarray] = []
     total = 0
@@ -238,6 +258,32 @@ def windows(data: Path, split: str, tokenizer: Tokenizer, length: int, count: in
         raise InputError(f"split {split!r} of {data} holds no whole window of {length} tokens")
     stream = np.concatenate(pieces)[: count * body].reshape(count, body)
     return torch.from_numpy(np.pad(stream, ((0, 0), (1, 0)), constant_values=bos))
+
+
+class Strided(NamedTuple):
+    """Windows that overlap, so that every token is predicted from as much context as there is."""
+
+    tokens: Tensor  # int64 [windows, position]
+    new: Tensor  # int64 [windows]: how many of a window's last positions no window before it has
+
+
+def strided_windows(data: Path, split: str, vocabulary: Vocabulary, length: int, stride: int) -> Strided:
+    """A split as one running text, in windows of `length` tokens, each led by <bos>, one every `stride` tokens.
+
+    The last window ends where the text does. InputError where the text is shorter than a window.
+    """
+    import torch
+
+    ids = [token for text in documents(data / f"{split}.jsonl")
+           for token in vocabulary.tokenizer.encode(text, add_special_tokens=False).ids]  # fmt: skip
+    body = length - 1
+    if len(ids) < body:
+        raise InputError(f"split {split!r} of {data} holds {len(ids)} tokens; a window needs {body}")
+    starts = [*range(0, len(ids) - body, stride), len(ids) - body]
+    ends = np.asarray([0, *(start + body for start in starts)])
+    stream = np.stack([np.asarray(ids[start : start + body]) for start in starts])
+    tokens = np.pad(stream, ((0, 0), (1, 0)), constant_values=vocabulary.bos)
+    return Strided(torch.from_numpy(tokens), torch.from_numpy(np.diff(ends)))
 
 
 def batched(items: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feature_survival.artifacts import read_json
-from feature_survival.config import Model, Site
+from feature_survival.catalogue import Dtype, Model, Site
+from feature_survival.hub import fetch_model
 from feature_survival.schema import InputError, unknown
 
 if TYPE_CHECKING:
@@ -41,16 +42,41 @@ ADAPTERS: dict[str, Adapter] = {
     "Gemma2ForCausalLM": _GEMMA,
     "Gemma3ForCausalLM": _GEMMA,
     "GPT2LMHeadModel": Adapter("transformer.h", "attn", "mlp", "attn.c_proj"),
+    "Qwen2ForCausalLM": _LLAMA,
+    "Qwen3ForCausalLM": _LLAMA,
+    "MistralForCausalLM": _LLAMA,
+    "GPTNeoXForCausalLM": Adapter("gpt_neox.layers", "attention", "mlp", "attention.dense"),
+    "OPTForCausalLM": Adapter("model.decoder.layers", "self_attn", "fc2", "self_attn.out_proj"),
 }
+
+
+COMMIT = "hub.json"  # in a base folder: the repository and revision that have its weights
 
 
 class ForwardStopped(Exception):
     """Raised by a hook to end a forward pass early; `run` takes it as a normal end."""
 
 
+_asked = "auto"
+
+
+def use_device(name: str) -> None:
+    """Choose where everything is computed from now on: auto, cpu, cuda, cuda:1. InputError for one that is absent."""
+    global _asked
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(name.partition(":")[2] or 0) >= count:
+            found = ", ".join(f"cuda:{number}" for number in range(count)) or "no CUDA device"
+            raise InputError(
+                f"device: {name!r} asked, this machine has {found}; allowed: auto, cpu" + ", cuda" * (count > 0)
+            )
+    _asked = name
+
+
 def compute_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device chosen; by itself the GPU where there is one, else the CPU."""
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if _asked == "auto" else _asked)
 
 
 def adapter_for(architecture: str) -> Adapter:
@@ -80,16 +106,19 @@ def build(model: Model) -> PreTrainedModel:
     return architecture(config)
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """A saved checkpoint as a float32 model in evaluation mode on the compute device.
+def load(folder: Path, dtype: Dtype) -> PreTrainedModel:
+    """A saved checkpoint as a model in evaluation mode on the compute device; dtype `auto` is the checkpoint's own.
 
-    InputError where files are missing, truncated, foreign, or the architecture has no adapter.
+    A base folder of a hub model names a commit; its weights come from the hub's cache, or the hub. InputError where
+    files are missing, truncated, foreign, or the architecture has no adapter.
     """
     import transformers
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers.utils import logging
 
+    if (folder / COMMIT).exists():
+        folder = fetch_model(**read_json(folder / COMMIT))
     config = read_json(folder / "config.json")
     named = config.get("architectures") if isinstance(config, dict) else None
     architecture = named[0] if isinstance(named, list) and named else "(none named)"
@@ -98,7 +127,7 @@ def load(folder: Path) -> PreTrainedModel:
     logging.set_verbosity(logging.CRITICAL)  # its report of missing tensors is ours to make, in one line
     try:
         model, info = getattr(transformers, architecture).from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError, RuntimeError, StrictDataclassError) as error:
         raise InputError(f"{folder}: not a loadable checkpoint ({str(error).splitlines()[0]})") from None
@@ -148,36 +177,49 @@ def _submodule(block: nn.Module, path: str) -> nn.Module:
 
 @contextmanager
 def at_site(model: PreTrainedModel, site: Site, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Within the block, every forward pass calls `visit` with the site's activations [batch, position, width].
+    """Within the block, every forward pass calls `visit` with the site's activations, float32 [batch, position, width].
 
-    What `visit` returns, unless None, replaces them. InputError for a block the model does not have.
+    What `visit` returns, unless None, replaces them, in the model's own type. InputError for a block the model
+    does not have.
     """
     stack = blocks(model)
     if site.block >= len(stack):
         raise InputError(f"site {site} is beyond the last block; allowed: {site.point}.0 to .{len(stack) - 1}")
     adapter = adapter_for(type(model).__name__)
     block = stack[site.block]
+    batch: list[int] = []  # windows of the pass under way
+
+    def entered(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        batch[:] = [len(args[0])]
+
+    def exchange(found: Tensor) -> Tensor | None:
+        # OPT's MLP works on [batch x position, width].
+        changed = visit(found.view(batch[0], -1, found.shape[-1]).float())
+        return None if changed is None else changed.to(found.dtype).view_as(found)
+
+    handles = [block.register_forward_pre_hook(entered)]
     if site.point == "attn_z":
 
         def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            changed = visit(args[0])
+            changed = exchange(args[0])
             return None if changed is None else (changed, *args[1:])
 
-        handle = _submodule(block, adapter.attn_projection).register_forward_pre_hook(before)
+        handles.append(_submodule(block, adapter.attn_projection).register_forward_pre_hook(before))
     else:
         target = block if site.point == "resid_post" else _submodule(block, getattr(adapter, site.point))
 
         def after(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...] | None:
             if isinstance(output, tuple):  # attention returns (output, weights)
-                changed = visit(output[0])
+                changed = exchange(output[0])
                 return None if changed is None else (changed, *output[1:])
-            return visit(output)
+            return exchange(output)
 
-        handle = target.register_forward_hook(after)
+        handles.append(target.register_forward_hook(after))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
@@ -190,7 +232,7 @@ def run(model: PreTrainedModel, tokens: Tensor) -> None:
 
 
 def read_site(model: PreTrainedModel, site: Site, tokens: Tensor) -> Tensor:
-    """Activations at a site, [batch, position, width]; the forward pass ends there (no later block, no logits)."""
+    """Activations at a site, float32 [batch, position, width]; the pass ends there (no later block, no logits)."""
     read: list[Tensor] = []
 
     def visit(activations: Tensor) -> None:
@@ -216,6 +258,7 @@ def starting_at(model: PreTrainedModel, site: Site | None, hidden: Tensor) -> It
     The last of them gives `hidden` [batch, position, width] instead of its output; hooks of `at_site` still see it.
     Nothing is skipped where `site` is None.
     """
+    hidden = hidden.to(model.dtype)
     skipped = [] if site is None else list(blocks(model))[: site.block + 1]
     for block in skipped:
         block.forward = lambda *_, **__: hidden

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from feature_survival.config import Model, Training
-from feature_survival.corpus import documents, train_tokenizer, windows
+from feature_survival.catalogue import Model, Training
+from feature_survival.corpus import BOS, Vocabulary, documents, train_tokenizer, windows
 from feature_survival.models import build, compute_device, cross_entropy
 from feature_survival.progress import progress
 from feature_survival.schema import InputError
 
 HELD_OUT_WINDOWS = 128  # of the calibration split, which is never trained on
 EVALUATIONS = 20
+LOG_COLUMNS = ("step", "tokens", "train_loss", "held_out_loss")
 
 
 def learning_rate(step: int, steps: int, training: Training) -> float:
@@ -98,22 +99,23 @@ def train(
     model.eval()
 
 
-def make_base(spec: Model, window: int, data: Path, out: Path, log_file: Path) -> None:
+def make_base(spec: Model, training: Training, window: int, data: Path, out: Path, log_file: Path) -> None:
     """Train tokenizer and model from the corpus folder `data`; write both to the folder `out`, losses to a CSV.
 
     Weights are stored in bfloat16: the rounded model *is* the base model.
     """
     tokenizer = train_tokenizer(documents(data / "lm.jsonl"), spec.vocabulary)
-    tokens = windows(data, "lm", tokenizer, window, None)
-    held_out = windows(data, "calibration", tokenizer, window, HELD_OUT_WINDOWS)
-    torch.manual_seed(spec.training.seed)
+    vocabulary = Vocabulary(tokenizer, BOS)
+    tokens = windows(data, "lm", vocabulary, window, None)
+    held_out = windows(data, "calibration", vocabulary, window, HELD_OUT_WINDOWS)
+    torch.manual_seed(training.seed)
     model = build(spec).to(compute_device())
     with log_file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, ["step", "tokens", "train_loss", "held_out_loss"], lineterminator="\n")
+        writer = csv.DictWriter(stream, LOG_COLUMNS, lineterminator="\n")
         writer.writeheader()
         train(
             model,
-            spec.training,
+            training,
             tokens,
             held_out,
             lambda row: writer.writerow({key: f"{value:.6g}" for key, value in row.items()}),

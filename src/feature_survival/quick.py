@@ -8,10 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from feature_survival.config import Params, load
-from feature_survival.schema import InputError, validate
+from feature_survival.schema import InputError, set_key, validate
 
 MARK = ".scratch-clone"  # a folder that holds it is ours to delete
 
@@ -33,7 +32,7 @@ def run(root: Path, scratch: Path, overrides: list[str]) -> None:
     yaml = YAML()
     content = yaml.load(root / "params.yaml")
     for key, value in changes.items():
-        _set(content, key, value)
+        set_key(content, key, value, "params.yaml with the overrides")
     validate(json.loads(json.dumps(content)), "params.yaml with the overrides", Params)
     _clone(root, scratch)
     yaml.dump(content, scratch / "params.yaml")
@@ -70,15 +69,3 @@ def _clone(root: Path, scratch: Path) -> None:
             shutil.copy2(root / name, scratch / name)
     (scratch / "dvc.lock").unlink(missing_ok=True)  # the small grid's own states, not the study's
     subprocess.run(["git", "init", "--quiet"], cwd=scratch, check=True)
-
-
-def _set(content: Any, key: str, value: Any) -> None:
-    """Set `a.b.c` in nested mappings; InputError where a part of the way does not exist."""
-    *way, last = key.split(".")
-    for part in way:
-        if not isinstance(content, dict) or part not in content:
-            raise InputError(f"override {key!r}: params.yaml has no such key")
-        content = content[part]
-    if not isinstance(content, dict):
-        raise InputError(f"override {key!r}: {way[-1]!r} holds no further keys")
-    content[last] = value

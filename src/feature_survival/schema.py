@@ -90,3 +90,15 @@ def _fields_at(schema: type[Section], location: tuple[int | str, ...]) -> list[s
         if isinstance(section, UnionType):  # Section | None
             section = section.__args__[0]
     return list(section.model_fields)
+
+
+def set_key(content: Any, key: str, value: Any, where: str) -> None:
+    """Set `a.b.c` in nested mappings; InputError, led by `where`, where there is no such key."""
+    *way, last = key.split(".")
+    for number, part in enumerate(way):
+        if not isinstance(content, dict) or part not in content:
+            raise unknown(f"{where}: {'.'.join(way[: number + 1])}", part, list(content))
+        content = content[part]
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: {key!r}: {way[-1]!r} holds no further keys")
+    content[last] = value

@@ -25,11 +25,14 @@ _Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional after the hidd
 
 
 @torch.no_grad()
-def compress(model: PreTrainedModel, recipe: Recipe, tokens: Tensor | None = None, batch: int = 32) -> dict[str, Form]:
-    """Every prunable weight of `model` as its stored form; the model's own weights may be changed on the way.
+def compress(
+    model: PreTrainedModel, recipe: Recipe, tokens: Tensor | None = None, batch: int = 32, on_host: bool = False
+) -> dict[str, Form]:
+    """Every prunable weight of `model` as its stored form; the model is left as it was.
 
     tokens: int64 [windows, position], for methods that read inputs. With `sequential`, block l is compressed on
-    hidden states that have passed through the already compressed blocks < l; without, on the dense model's.
+    hidden states that have passed through the already compressed blocks < l; without, on the dense model's. `on_host`
+    keeps hidden states in the host's memory, and only a batch of them on the model's device.
     """
     method = METHODS[recipe.method]
     if method.needs_inputs and tokens is None:
@@ -39,15 +42,15 @@ def compress(model: PreTrainedModel, recipe: Recipe, tokens: Tensor | None = Non
             raise ValueError("group 'model' needs every block's scores at once: sequential must be False")
         score = SCORES[recipe.method]
         scores = {
-            f"{number}.{name}": score.of(weight, inputs[name].norms if inputs else None)
-            for number, block, inputs in _walk(model, method, tokens, batch, sequential=False)
+            f"{number}.{name}": score.of(weight.float(), inputs[name].norms if inputs else None)
+            for number, block, inputs in _walk(model, method, tokens, batch, on_host, sequential=False)
             for name, weight in prunable(block).items()
         }
         return {name: Masked(mask) for name, mask in masks_over_model(scores, recipe.sparsity).items()}
     forms: dict[str, Form] = {}
-    for number, block, inputs in _walk(model, method, tokens, batch, recipe.sequential):
+    for number, block, inputs in _walk(model, method, tokens, batch, on_host, recipe.sequential):
         for name, weight in prunable(block).items():
-            form = method.compress(weight, inputs.get(name), recipe)
+            form = method.compress(weight.float(), inputs.get(name), recipe)
             forms[f"{number}.{name}"] = form
             if recipe.sequential and method.needs_inputs:
                 weight.copy_(form.rebuild(weight))
@@ -55,9 +58,10 @@ def compress(model: PreTrainedModel, recipe: Recipe, tokens: Tensor | None = Non
 
 
 def _walk(
-    model: PreTrainedModel, method: Method, tokens: Tensor | None, batch: int, sequential: bool
+    model: PreTrainedModel, method: Method, tokens: Tensor | None, batch: int, on_host: bool, sequential: bool
 ) -> Iterator[tuple[int, nn.Module, dict[str, Inputs]]]:
-    """Yield (number, block, inputs by weight), block by block; the consumer may change the block before the next.
+    """Yield (number, block, inputs by weight), block by block; the consumer may change the block, whose weights are
+    put back before the next.
 
     Without inputs where the method reads none. Only one block's inputs are held: hidden states [windows, position,
     width] are replaced batch by batch.
@@ -67,22 +71,28 @@ def _walk(
         yield from ((number, block, {}) for number, block in enumerate(stack))
         return
     assert tokens is not None
-    hidden, arguments = _block_inputs(model, tokens, batch)
+    hidden, arguments = _block_inputs(model, tokens, batch, on_host)
     for number in progress(range(len(stack)), "compress", len(stack), "block"):
         block = stack[number]
-        sums = {name: _InputSums(weight, method.needs_gram) for name, weight in prunable(block).items()}
+        weights = prunable(block)
+        sums = {name: _InputSums(weight, method.needs_gram) for name, weight in weights.items()}
         with _gathering(block, sums):
-            outputs = [_forward(block, states, arguments[number]) for states in hidden]
+            _advance(block, hidden, arguments[number], keep=not sequential)
+        dense = {name: weight.clone() for name, weight in weights.items()} if sequential else {}
         yield number, block, {name: of_weight.result() for name, of_weight in sums.items()}
         if sequential:
-            hidden = [_forward(block, states, arguments[number]) for states in hidden]
-        else:
-            hidden = outputs
+            _advance(block, hidden, arguments[number], keep=True)
+        for name, weight in dense.items():
+            weights[name].copy_(weight)
 
 
-def _forward(block: nn.Module, states: Tensor, arguments: _Arguments) -> Tensor:
-    output = block(states, *arguments[0], **arguments[1])
-    return output[0] if isinstance(output, tuple) else output
+def _advance(block: nn.Module, hidden: list[Tensor], arguments: _Arguments, keep: bool) -> None:
+    """Pass hidden states through a block, batch by batch; they become its outputs where `keep`."""
+    device = next(block.parameters()).device
+    for number, states in enumerate(hidden):
+        output = block(states.to(device), *arguments[0], **arguments[1])
+        if keep:
+            hidden[number] = (output[0] if isinstance(output, tuple) else output).to(states.device)
 
 
 class _InputSums:
@@ -122,7 +132,9 @@ def _gathering(block: nn.Module, sums: dict[str, _InputSums]) -> Iterator[None]:
             handle.remove()
 
 
-def _block_inputs(model: PreTrainedModel, tokens: Tensor, batch: int) -> tuple[list[Tensor], list[_Arguments]]:
+def _block_inputs(
+    model: PreTrainedModel, tokens: Tensor, batch: int, on_host: bool
+) -> tuple[list[Tensor], list[_Arguments]]:
     """Hidden states entering block 0, by batch, and the further arguments each block is called with.
 
     Masks and rotary embeddings depend on position alone (all windows are full), so those of a single window
@@ -136,7 +148,7 @@ def _block_inputs(model: PreTrainedModel, tokens: Tensor, batch: int) -> tuple[l
         arguments.append((args[1:], kwargs))
 
     def read(_: nn.Module, args: tuple[Any, ...]) -> None:
-        hidden.append(args[0])
+        hidden.append(args[0].cpu() if on_host else args[0])
         raise ForwardStopped
 
     handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in stack]

@@ -18,6 +18,8 @@ from feature_survival.schema import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from feature_survival.catalogue import Dtype
+
 
 def write_condition(forms: dict[str, Form], weights: dict[str, Tensor], folder: Path) -> None:
     """Write `weights.safetensors`, the forms' tensors named `<weight>:<tensor>`, and `condition.json`.
@@ -38,9 +40,9 @@ def write_condition(forms: dict[str, Form], weights: dict[str, Tensor], folder: 
 
 
 @torch.no_grad()
-def load_compressed(cell: Cell) -> PreTrainedModel:
+def load_compressed(cell: Cell, dtype: Dtype) -> PreTrainedModel:
     """The cell's model: base weights as the cell's condition has them. InputError where it does not fit the base."""
-    model = load(cell.base)
+    model = load(cell.base, dtype)
     weights = prunable_weights(model)
     path = cell.prune / "weights.safetensors"
     stored: dict[str, dict[str, Tensor]] = defaultdict(dict)

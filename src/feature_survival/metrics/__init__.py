@@ -10,6 +10,7 @@ TRANSFERRED, RETRAINED = "dense model's", "retrained"  # SAEs on a compressed mo
 # Study B, as its tables name them: where an SAE on a compressed model comes from, and what of it is pruned by what.
 PRETRAINED, PRUNED = "pretrained", "pruned"
 STANDARD = "standard"  # the SAE of section `sae`, beside those of `variants.redundancy`
+RELEASED = "released"  # one that others published: of other width, budget and L0
 BOTH, ENCODER, DECODER = "both", "encoder", "decoder"
 PARTS = (BOTH, ENCODER, DECODER)
 SAE_SCORES = ("magnitude", "wanda")

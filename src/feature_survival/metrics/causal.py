@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.metrics.language import divergence
 from feature_survival.metrics.quintiles import BINS, quintiles
 from feature_survival.models import at_site, head_only_at, log_probabilities, start_of, starting_at

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.metrics.attributes import NONE, most_frequent, restricted
 from feature_survival.metrics.probes import COARSE, FEWEST, Probe, fit_probe
 from feature_survival.metrics.probing import rank_latents

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.models import at_site, cross_entropy, log_probabilities
 
 if TYPE_CHECKING:
@@ -23,6 +23,20 @@ def mean_cross_entropy(model: PreTrainedModel, tokens: Tensor, batch: int) -> fl
     """Mean next-token cross-entropy in nats over windows int64 [windows, position]; perplexity is its exp."""
     total = math.fsum(cross_entropy(model, chunk).double().sum().item() for chunk in tokens.split(batch))
     return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+
+
+@torch.no_grad()
+def strided_cross_entropy(model: PreTrainedModel, tokens: Tensor, new: Tensor, batch: int) -> float:
+    """Mean next-token cross-entropy in nats of windows that overlap (`corpus.Strided`), each token counted once.
+
+    tokens: int64 [windows, position]; new: int64 [windows], how many of a window's last positions count.
+    """
+    total = 0.0
+    for chunk, counted in zip(tokens.split(batch), new.split(batch), strict=True):
+        entropy = cross_entropy(model, chunk).double()
+        position = torch.arange(entropy.shape[1], 0, -1)  # from the end
+        total += entropy[(position <= counted[:, None]).to(entropy.device)].sum().item()
+    return total / int(new.sum())
 
 
 class Splice(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from feature_survival.config import Site
+from feature_survival.catalogue import Site
 from feature_survival.metrics.absorption import measure_absorption
 from feature_survival.metrics.attributes import FIRST_LETTER, LEADING_SPACE, NONE, binary_tasks, most_frequent
 from feature_survival.metrics.disentanglement import Interchange, measure_disentanglement, prepare_interchange

@@ -19,7 +19,7 @@ from feature_survival.sae import Dictionary
 class Variant(NamedTuple):
     """One SAE on a compressed model."""
 
-    sae: str  # STANDARD, or a name of `variants.redundancy`
+    sae: str  # STANDARD, RELEASED, or a name of `variants.redundancy`
     kind: str  # PRETRAINED, RETRAINED or PRUNED
     seed: str
     score: str = ""  # the others: of a pruned one

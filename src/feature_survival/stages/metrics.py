@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -15,12 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feature_survival.activations import Shards
-from feature_survival.artifacts import Cell, atomic_directory, read_json, write_json
+from feature_survival.artifacts import Cell, atomic_directory, read_json, text_folder, write_json
+from feature_survival.catalogue import Site
 from feature_survival.compression.condition import load_compressed
 from feature_survival.config import Params, Seed
-from feature_survival.corpus import read_tokenizer, windows
+from feature_survival.corpus import read_vocabulary, strided_windows, windows
 from feature_survival.metrics.causal import measure_effects, stratified
-from feature_survival.metrics.language import Splice, loss_recovered, mean_cross_entropy, measure_splices
+from feature_survival.metrics.language import (
+    Splice,
+    loss_recovered,
+    mean_cross_entropy,
+    measure_splices,
+    strided_cross_entropy,
+)
 from feature_survival.metrics.reconstruction import Reconstruction, alive, measure_reconstruction
 from feature_survival.metrics.stability import match, random_sae
 from feature_survival.metrics.survival import ABLATIONS, FEATURE, OUTCOMES, RANDOM, pairs, survival_by_feature
@@ -28,6 +36,9 @@ from feature_survival.metrics.transfer import Transfer, measure_transfer
 from feature_survival.progress import progress
 from feature_survival.sae import Dictionary, read_movement
 from feature_survival.schema import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROWS = 16384  # activations encoded at a time
 RANDOM_SEEDS = 10_000  # far from the SAEs' own: an equal seed draws the numbers an SAE starts from
@@ -60,11 +71,24 @@ def run(params: Params, cell: Cell) -> None:
         matches.drop(columns="alive").to_parquet(folder / "matches.parquet", index=False)
 
 
+def _own_text_entropy(params: Params, cell: Cell, model: PreTrainedModel) -> float | None:
+    """Cross-entropy on a hub model's running text; None where the model has none."""
+    hub = params.model(cell.model).weights.hub
+    if hub is None or hub.text.perplexity is None:
+        return None
+    text, settings = text_folder(cell.root, cell.model), params.metrics.perplexity
+    found = strided_windows(text, "perplexity", read_vocabulary(cell.base), settings.window, settings.stride)
+    return strided_cross_entropy(model, *found, params.activations.batch_windows)
+
+
+def _site(params: Params, cell: Cell) -> Site:
+    return params.model(cell.model).site(params.study.site)
+
+
 def _tokens(params: Params, cell: Cell) -> Tensor:
     """The evaluation split, int64 [windows, position]."""
-    tokenizer = read_tokenizer(cell.base / "tokenizer.json")
     count = params.activations.evaluation_windows
-    return windows(cell.root / "data", "evaluation", tokenizer, params.window, count)
+    return windows(text_folder(cell.root, cell.model), "evaluation", read_vocabulary(cell.base), params.window, count)
 
 
 def _numbers(
@@ -76,7 +100,7 @@ def _numbers(
 ) -> dict[str, object]:
     """Perplexity of the model; quality of its own SAEs and of the dense model's SAEs on it."""
     tokens, batch = _tokens(params, cell), params.activations.batch_windows
-    model, site = load_compressed(cell), params.model(cell.model).site(params.study.site)
+    model, site = load_compressed(cell, params.model(cell.model).dtype), _site(params, cell)
     entropy = mean_cross_entropy(model, tokens, batch)
     replacements: dict[tuple[str, Seed | None], Callable[[Tensor], Tensor]] = {
         ("zero", None): torch.zeros_like,
@@ -106,7 +130,7 @@ def _numbers(
         "achieved_sparsity": condition["achieved_sparsity"]["all"],
         "bits_per_weight": condition["bits_per_weight"],
         "cross_entropy": entropy,
-        "perplexity": math.exp(entropy),
+        "perplexity": math.exp(_own_text_entropy(params, cell, model) or entropy),
         "tokens": tokens.shape[0] * (tokens.shape[1] - 1),
         "ce_model": plain,
         "ce_zero": zero,
@@ -183,8 +207,8 @@ def _effects(params: Params, cell: Cell, seed: Seed, sae: Dictionary, features: 
     tokens = _tokens(params, cell)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(params.metrics.seed))
     found = measure_effects(
-        load_compressed(cell),
-        params.model(cell.model).site(params.study.site),
+        load_compressed(cell, params.model(cell.model).dtype),
+        _site(params, cell),
         sae,
         chosen,
         mean[chosen],

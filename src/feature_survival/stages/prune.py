@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from feature_survival.artifacts import atomic_directory, base_folder, prune_folder, write_json
+from feature_survival.artifacts import atomic_directory, base_folder, prune_folder, text_folder, write_json
 from feature_survival.compression.calibrate import compress
 from feature_survival.compression.condition import write_condition
 from feature_survival.compression.methods import METHODS, check_fits
 from feature_survival.config import Params
-from feature_survival.corpus import read_tokenizer, windows
+from feature_survival.corpus import read_vocabulary, windows
 from feature_survival.models import load, prunable_weights
 from feature_survival.progress import progress
 
@@ -22,17 +22,18 @@ def run(params: Params, root: Path, name: str) -> None:
     """
     base = base_folder(root, name)
     recipes = {condition: params.recipe(condition) for condition in params.compressed()}
-    weights = prunable_weights(load(base))
+    model = load(base, params.model(name).dtype)
+    weights = prunable_weights(model)
     shapes = {weight: tuple(w.shape) for weight, w in weights.items()}
     for condition, recipe in recipes.items():
         check_fits(recipe, shapes, f"conditions.{condition} on {name}")
-    tokenizer = read_tokenizer(base / "tokenizer.json")
-    tokens = windows(root / "data", "calibration", tokenizer, params.window, params.prune.calibration_windows)
+    settings, text = params.prune, text_folder(root, name)
+    tokens = windows(text, "calibration", read_vocabulary(base), params.window, settings.calibration_windows)
     with atomic_directory(prune_folder(root, name)) as folder:
         for condition, recipe in progress(recipes.items(), f"prune {name}", len(recipes), "condition"):
             forms = {}
             if recipe.method in METHODS:
-                forms = compress(load(base), recipe, tokens, params.prune.batch_windows)
+                forms = compress(model, recipe, tokens, settings.batch_windows, settings.hidden_states == "host")
             (folder / condition).mkdir()
             write_condition(forms, weights, folder / condition)
         # Stage `variants` depends on this: a further condition of the first study leaves it alone.

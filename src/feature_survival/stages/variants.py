@@ -16,12 +16,23 @@ import torch
 from torch import Tensor
 
 from feature_survival.activations import Normalization, Shards, measure_normalization, write_shards
-from feature_survival.artifacts import Place, atomic_directory, read_json
+from feature_survival.artifacts import Place, atomic_directory, read_json, released_sae, text_folder
+from feature_survival.catalogue import Site
 from feature_survival.compression.condition import load_compressed
-from feature_survival.config import Params, Sae, Seed, Site
-from feature_survival.corpus import read_tokenizer, windows
+from feature_survival.config import Params, Sae, Seed
+from feature_survival.corpus import read_vocabulary, windows
 from feature_survival.matching import mutual_cosine
-from feature_survival.metrics import BOTH, DECODER, ENCODER, PRETRAINED, PRUNED, RETRAINED, SAE_SCORES, STANDARD
+from feature_survival.metrics import (
+    BOTH,
+    DECODER,
+    ENCODER,
+    PRETRAINED,
+    PRUNED,
+    RELEASED,
+    RETRAINED,
+    SAE_SCORES,
+    STANDARD,
+)
 from feature_survival.metrics.attributes import token_attributes
 from feature_survival.metrics.language import loss_recovered, mean_cross_entropy, measure_splices
 from feature_survival.metrics.meaning import measure_meaning, prepare
@@ -98,11 +109,11 @@ def run(params: Params, place: Place) -> None:
     standard = params.sae
     redundancy = study.redundancy if place.site == study.sites[0] else {}
     settings = {name: standard.model_copy(update=of.model_dump(exclude_none=True)) for name, of in redundancy.items()}
-    tokenizer = read_tokenizer(place.cell("dense").base / "tokenizer.json")
+    vocabulary, text = read_vocabulary(place.cell("dense").base), text_folder(place.root, place.model)
     counts = {"sae": study.sae_windows, "evaluation": study.evaluation_windows}
-    tokens = {split: windows(place.root / "data", split, tokenizer, params.window, n) for split, n in counts.items()}
-    texts = [None, *(tokenizer.decode([token]) for token in range(1, tokenizer.get_vocab_size()))]  # 0 is <bos>
-    attributes = token_attributes(texts)
+    tokens = {split: windows(text, split, vocabulary, params.window, n) for split, n in counts.items()}
+    decode, n_tokens = vocabulary.tokenizer.decode, vocabulary.tokenizer.get_vocab_size()
+    attributes = token_attributes([None if t == vocabulary.bos else decode([t]) for t in range(n_tokens)])
     site = params.model(place.model).site(place.site)
     with atomic_directory(place.saes) as folder, atomic_directory(place.metrics) as out:
         bench = Bench(params, place, site, tokens, attributes, {STANDARD: standard, **settings}, folder)
@@ -118,12 +129,16 @@ def run(params: Params, place: Place) -> None:
 
 
 def _dense(bench: Bench) -> Dense:
-    """Train the SAEs of the dense model: the standard one with every seed, the others with the first."""
+    """Train the SAEs of the dense model: the standard one with every seed, the others with the first. Where others
+    have published one of this site, it stands beside them."""
     seeds = bench.params.variants.seeds
     observed = _observe(bench, "dense")
     normalization = measure_normalization(observed.train)
     asked = [(name, seed) for name in bench.settings for seed in (seeds if name == STANDARD else seeds[:1])]
     saes = {key: _train(bench, observed, normalization, *key) for key in asked}
+    published = released_sae(bench.place)
+    if published.exists():
+        saes[RELEASED, seeds[0]] = Dictionary.read(published, observed.train.width)
     rates = {
         seed: measure_reconstruction(saes[STANDARD, seed], observed.evaluation.batches(ROWS)).firing_rate
         for seed in seeds
@@ -145,10 +160,12 @@ def _found_on(bench: Bench, dense: Dense, condition: str) -> Found:
     first, main = study.seeds[0], condition == study.condition
     saes: dict[Variant, Dictionary] = {}
     latents = pd.DataFrame()
-    for name in bench.settings if main else [STANDARD]:
+    names = list(dict.fromkeys(name for name, _ in dense.saes))
+    for name in names if main else [STANDARD, *({RELEASED} & set(names))]:
         pretrained = dense.saes[name, first]
         saes[Variant(name, PRETRAINED, first.name)] = pretrained
-        saes[Variant(name, RETRAINED, first.name)] = _train(bench, on, dense.normalization, name, first)
+        if name != RELEASED:
+            saes[Variant(name, RETRAINED, first.name)] = _train(bench, on, dense.normalization, name, first)
         pruned = _pruned(bench, dense.normalization, on, name, pretrained)
         saes |= pruned
         if main and name == STANDARD:
@@ -168,7 +185,7 @@ def _found_on(bench: Bench, dense: Dense, condition: str) -> Found:
 def _observe(bench: Bench, condition: str) -> Observed:
     """Load a compressed model and cache its activations."""
     settings, folder = bench.params.activations, bench.scratch / condition
-    model = load_compressed(bench.place.cell(condition))
+    model = load_compressed(bench.place.cell(condition), bench.params.model(bench.place.model).dtype)
     folder.mkdir(parents=True)
     for split, tokens in bench.tokens.items():
         write_shards(model, bench.site, tokens, settings.batch_windows, settings.shard_windows, folder, split)

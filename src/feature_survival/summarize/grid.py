@@ -30,7 +30,7 @@ def rows(measured: Measured) -> Iterator[tuple[str, Row]]:
                 "architecture": model.architecture,
                 "parameters": numbers["parameters"],
                 "vocabulary": model.vocabulary,
-                "training_tokens": model.training.tokens,
+                "training_tokens": model.weights.training.tokens if model.weights.training else None,
                 "perplexity": numbers["perplexity"],
                 "evaluation_tokens": numbers["tokens"],
                 "site": str(model.site(params.study.site)),
