@@ -257,6 +257,8 @@ TOO_MUCH: list[tuple[str, str, Any, str]] = [
     ("sae tiny dense", "sae.batch_tokens", 10**6, "sae.batch_tokens: 1000000 asked, the sae split has 600 tokens"),
     ("sae tiny dense", "sae.k", 10**6, "sae.k"),
     ("sae tiny dense", "sae.learning_rate", 1e30, "stage sae: "),
+    ("sae tiny dense", "sae.expansion", 10**10, "stage sae: out of memory on cpu; lower sae.batch_tokens or sae.expan"),
+    ("prune tiny", "device", "cuda:7", "device: 'cuda:7' asked, this machine has no CUDA device; allowed: auto, cpu"),
     ("base tiny", "models.tiny.weights.training.learning_rate", 1e38, "loss is nan at step"),
     ("base tiny", "models.tiny.architecture", "BloomForCausalLM", "architecture 'BloomForCausalLM' has no adapter"),
     ("cache tiny dense", "models.tiny.sites.resid_post", "resid_post.3", "'resid_post.3' is beyond the last block"),
@@ -320,7 +322,7 @@ def test_quick_refuses_a_folder_that_is_no_scratch_clone_of_its_own(cli: Cli, tm
 
 @pytest.mark.parametrize(
     ("override", "part"),
-    [("no.such.key=1", "unknown name 'no'"), ("window", "key.path=value"), ("window=[", "not YAML"), ("window.x=1", "window"),
+    [("no.k=1", "unknown name 'no'"), ("window", "key.path=value"), ("window=[", "not YAML"), ("window.x=1", "window"),
      ("window=1", "window")],
 )  # fmt: skip
 def test_quick_refuses_a_wrong_override_and_makes_no_clone(cli: Cli, tmp_path: Path, override: str, part: str) -> None:

@@ -23,7 +23,9 @@ from feature_survival.corpus import (
     documents,
     prose,
     read_lock,
+    read_vocabulary,
     split_of,
+    strided_windows,
     windows,
 )
 from feature_survival.schema import InputError
@@ -157,6 +159,35 @@ def test_windows_hold_the_stream_of_documents_line_by_line_with_bos_at_their_sta
 def test_the_first_windows_asked_for_are_a_prefix_of_all(corpus: Path, tokenizer: Tokenizer, count: int) -> None:
     found = windows(corpus, "sae", Vocabulary(tokenizer, 0), 16, count)
     assert torch.equal(found, windows(corpus, "sae", Vocabulary(tokenizer, 0), 16, None)[:count])
+
+
+@pytest.mark.parametrize(("length", "stride"), [(16, 5), (16, 15), (9, 1), (30, 28)])
+def test_strided_windows_predict_every_token_once_with_at_least_the_context_asked_for(
+    corpus: Path, tokenizer: Tokenizer, length: int, stride: int
+) -> None:
+    stream: list[int] = []
+    for text in documents(corpus / "sae.jsonl"):
+        stream += tokenizer.encode(text, add_special_tokens=False).ids
+    found = strided_windows(corpus, "sae", Vocabulary(tokenizer, 0), length, stride)
+    assert (found.tokens[:, 0] == 0).all()
+    counted = [window[-new:] for window, new in zip(found.tokens, found.new.tolist(), strict=True)]
+    assert torch.cat(counted).tolist() == stream
+    assert found.new[0] == length - 1
+    assert (found.new[1:-1] == stride).all() and 0 < found.new[-1] <= stride
+
+
+def test_a_text_shorter_than_a_strided_window_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "perplexity.jsonl").write_text('{"id": "a", "text": "array"}\n')
+    with pytest.raises(InputError, match=r"split 'perplexity' of .* holds \d+ tokens; a window needs 999"):
+        strided_windows(tmp_path, "perplexity", Vocabulary(tokenizer, 0), 1000, 10)
+
+
+@pytest.mark.parametrize("config", ["{}", '{"bos_token_id": null}', '{"bos_token_id": [1, 2]}'])
+def test_a_checkpoint_that_names_no_first_token_is_refused(tmp_path: Path, tokenizer: Tokenizer, config: str) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(InputError, match=r"config\.json: bos_token_id is .*; allowed: the number of a token"):
+        read_vocabulary(tmp_path)
 
 
 def test_more_windows_than_the_split_has_are_refused_and_exactly_all_are_not(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import BLOCKS, FAMILIES, entry
+from conftest import BLOCKS, FAMILIES, entry, truncate
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -22,6 +22,7 @@ from feature_survival.corpus import Vocabulary, read_vocabulary, windows
 from feature_survival.metrics.language import measure_splices
 from feature_survival.models import ADAPTERS, build, load, prunable_weights, read_site
 from feature_survival.recipes import Recipe
+from feature_survival.schema import InputError
 
 POINTS = ["resid_post", "mlp_out", "attn_out", "attn_z"]
 
@@ -110,6 +111,14 @@ def test_a_published_checkpoint_is_pruned_cached_and_spliced(
     assert spliced["zero"].kl > 1e-4
     logits = pruned(tokens).logits.float().log_softmax(-1)[:, :-1]
     assert plain == pytest.approx(-logits.gather(-1, tokens[:, 1:, None]).double().mean().item(), rel=1e-6)
+
+
+def test_a_corrupt_shard_is_named(published: Published) -> None:
+    shard = sorted(published.cell.base.glob("model-0000*.safetensors"))[1]
+    truncate(shard)
+    with pytest.raises(InputError, match=f"{shard.name}: not a loadable checkpoint") as refused:
+        load(published.cell.base, "auto")
+    assert "\n" not in str(refused.value)
 
 
 def test_windows_are_led_by_the_checkpoints_own_bos(published: Published, corpus: Path) -> None:

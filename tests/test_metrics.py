@@ -17,10 +17,16 @@ from transformers import PreTrainedModel
 
 from feature_survival.catalogue import Site
 from feature_survival.config import Seed
-from feature_survival.metrics.language import divergence, loss_recovered, mean_cross_entropy, measure_splices
+from feature_survival.metrics.language import (
+    divergence,
+    loss_recovered,
+    mean_cross_entropy,
+    measure_splices,
+    strided_cross_entropy,
+)
 from feature_survival.metrics.reconstruction import VarianceSums, alive, measure_reconstruction
 from feature_survival.metrics.survival import OTHER_INIT, OTHER_ORDER, SAME_SEEDS, Pair, pairs
-from feature_survival.models import at_site
+from feature_survival.models import at_site, cross_entropy
 from feature_survival.sae import Dictionary
 
 SITE = Site("resid_post", 1)
@@ -145,6 +151,13 @@ def test_the_dense_cell_compares_no_sae_with_itself() -> None:
     assert len(found) == len(set(found)) == 8
     assert all(pair.dense != pair.compressed for pair in found)
     assert {pair.pairing for pair in found} == {OTHER_ORDER, OTHER_INIT}
+
+
+def test_strided_cross_entropy_counts_the_last_positions_of_each_window(llama: PreTrainedModel, tokens: Tensor) -> None:
+    new = torch.tensor([15, 4, 4, 1, 9, 2])
+    losses = [cross_entropy(llama, window[None])[0, -count:] for window, count in zip(tokens, new, strict=True)]
+    found = strided_cross_entropy(llama, tokens, new, 4)
+    assert found == pytest.approx(torch.cat(losses).double().mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 6])

@@ -18,6 +18,7 @@ from feature_survival.models import (
     at_site,
     blocks,
     build,
+    compute_device,
     cross_entropy,
     head_only_at,
     load,
@@ -26,6 +27,7 @@ from feature_survival.models import (
     read_site,
     start_of,
     starting_at,
+    use_device,
 )
 from feature_survival.schema import InputError
 
@@ -258,6 +260,16 @@ def test_a_saved_model_loads_as_the_same_function_ready_for_measuring(
     assert loaded.dtype == torch.float32
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_device_that_is_not_there_is_refused_and_the_cpu_taken_when_asked() -> None:
+    with pytest.raises(
+        InputError, match=r"device: 'cuda:1' asked, this machine has no CUDA device; allowed: auto, cpu"
+    ):
+        use_device("cuda:1")
+    use_device("cpu")
+    assert compute_device() == torch.device("cpu")
+    use_device("auto")
 
 
 def test_a_model_built_twice_from_one_seed_is_the_same() -> None:

@@ -187,6 +187,37 @@ def test_a_batch_larger_than_the_split_is_refused(shards: Shards, tmp_path: Path
         trained(shards, tmp_path / "sae", Seed(0, 0), SETTINGS.model_copy(update={"batch_tokens": 4096}))
 
 
+@pytest.mark.parametrize("kind", ["topk", "topk, rescaled", "jumprelu", "standard"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_saes_that_others_trained_do_what_sae_lens_says_they_do(kind: str, centred: bool, tmp_path: Path) -> None:
+    import sae_lens
+
+    classes = {"topk": "TopKSAE", "jumprelu": "JumpReLUSAE", "standard": "StandardSAE"}
+    name = classes[kind.split(",")[0]]
+    settings = {"topk": {"k": 4}, "topk, rescaled": {"k": 4, "rescale_acts_by_decoder_norm": True}}.get(kind, {})
+    config = getattr(sae_lens, f"{name}Config")(d_in=16, d_sae=40, apply_b_dec_to_input=centred, **settings)
+    torch.manual_seed(0)
+    sae = getattr(sae_lens, name)(config)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    sae.save_model(tmp_path)
+    x = torch.randn(50, 16)
+    ours = Dictionary.read(tmp_path, 16)
+    torch.testing.assert_close(ours.reconstruct(x), sae(x), rtol=1e-4, atol=1e-4)
+    expected = sae.encode(x)
+    if "rescaled" not in kind:
+        torch.testing.assert_close(ours.codes(x), expected, rtol=1e-4, atol=1e-4)
+    values, features = ours.encode(x)
+    assert values.shape == features.shape
+    assert torch.equal((values > 0).sum(1), (expected > 0).sum(1))
+
+
+def test_an_sae_of_which_nothing_fires_reconstructs_its_bias() -> None:
+    sae = Dictionary(torch.zeros(3, 5), torch.zeros(5), torch.ones(5, 3), torch.ones(3), None, torch.ones(5))
+    assert torch.equal(sae.reconstruct(torch.randn(4, 3)), torch.ones(4, 3))
+
+
 def test_saes_of_another_kind_and_broken_files_are_refused(saved: Path, tmp_path: Path) -> None:
     config, tensors = read_json(saved / "cfg.json"), load_file(saved / "sae_weights.safetensors")
     weights_file = tmp_path / "sae_weights.safetensors"

@@ -29,6 +29,15 @@ app = typer.Typer(
 
 ModelName = Annotated[str, typer.Argument(help="a model of the catalogue in params.yaml, e.g. mini-llama3")]
 ConditionName = Annotated[str, typer.Argument(help="a condition in params.yaml, e.g. wanda-50")]
+# What takes the most memory in a stage, and may be less without another result, or with one to the user's liking.
+LOWER = {
+    "base": "weights.training.batch_windows of the model",
+    "prune": "prune.batch_windows, or set prune.hidden_states: host",
+    "cache": "activations.batch_windows or activations.shard_windows",
+    "sae": "sae.batch_tokens or sae.expansion",
+    "metrics": "activations.batch_windows or sae.expansion",
+    "variants": "activations.batch_windows or sae.expansion",
+}
 ROOT = Path()  # stages are started at the repository's top, as DVC does
 
 
@@ -119,11 +128,17 @@ def _run(stage: str, params: Params, *where: object) -> None:
     """Start a stage, once its names are known to be right."""
     from importlib import import_module
 
-    from feature_survival.models import use_device
+    from feature_survival.models import compute_device, is_out_of_memory, use_device
 
     _deterministic()
     use_device(params.device)
-    import_module(f"feature_survival.stages.{stage}").run(params, *where)
+    run = import_module(f"feature_survival.stages.{stage}").run
+    try:
+        run(params, *where)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"stage {stage}: out of memory on {compute_device()}; lower {LOWER[stage]}") from None
 
 
 @app.command()

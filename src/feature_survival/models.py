@@ -79,6 +79,11 @@ def compute_device() -> torch.device:
     return torch.device(automatic if _asked == "auto" else _asked)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the host, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def adapter_for(architecture: str) -> Adapter:
     """The adapter of a transformers class; InputError names the class and the file to extend."""
     if architecture not in ADAPTERS:
@@ -130,13 +135,27 @@ def load(folder: Path, dtype: Dtype) -> PreTrainedModel:
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError, RuntimeError, StrictDataclassError) as error:
-        raise InputError(f"{folder}: not a loadable checkpoint ({str(error).splitlines()[0]})") from None
+        broken = _broken_shard(folder)
+        raise InputError(f"{broken or folder}: not a loadable checkpoint ({str(error).splitlines()[0]})") from None
     finally:
         logging.set_verbosity(level)
     absent = sorted(info["missing_keys"])
     if absent:
         raise InputError(f"{folder}: checkpoint lacks {len(absent)} tensors of {architecture}, first {absent[0]!r}")
     return model.eval().requires_grad_(False).to(compute_device())
+
+
+def _broken_shard(folder: Path) -> Path | None:
+    """The first file of weights that cannot be opened."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError):
+            return file
+    return None
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:

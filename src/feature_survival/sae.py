@@ -58,8 +58,9 @@ class Dictionary(NamedTuple):
                 f"the site has {width}; allowed: an SAE of {width} inputs"
             )
         W_enc, b_enc, W_dec, b_dec = (weights[name].float() for name in cls._fields[:4])
-        if config.get("rescale_acts_by_decoder_norm"):
-            norm = W_dec.norm(dim=1)
+        norm = W_dec.norm(dim=1)
+        # Rows that are unit but for half precision's rounding are so meant.
+        if config.get("rescale_acts_by_decoder_norm") and (norm - 1).abs().max() > 1e-2:
             W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None].clamp_min(1e-12)
         if config.get("apply_b_dec_to_input"):
             b_enc = b_enc - b_dec @ W_enc
