@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_as_cell
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from feature_survival.catalogue import Site
 from feature_survival.compression.calibrate import compress
 from feature_survival.metrics.causal import measure_effects
+from feature_survival.metrics.language import mean_cross_entropy
 from feature_survival.metrics.stability import match
 from feature_survival.metrics.transfer import measure_transfer
-from feature_survival.models import prunable_weights
+from feature_survival.models import load, prunable_weights, use_device
 from feature_survival.recipes import Recipe
 from feature_survival.sae import Dictionary
 
@@ -26,6 +29,7 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+    use_device("auto")
 
 
 def dictionary(seed: int, device: str) -> Dictionary:
@@ -83,3 +87,21 @@ def test_a_model_is_compressed_on_the_gpu_as_on_the_cpu(llama: PreTrainedModel, 
         differs = (on_gpu[name].rebuild(weight.cuda()).cpu() - expected).abs() > 1e-2
         # Sums in another order may decide a tie the other way; SparseGPT then moves the rest of a row.
         assert differs.float().mean() < 0.02, name
+
+
+def test_a_published_checkpoint_is_measured_on_the_gpu_in_its_own_type(
+    llama: PreTrainedModel, tokens: Tensor, tmp_path: Path
+) -> None:
+    cell = save_as_cell(llama.to(torch.bfloat16), tmp_path)
+    entropies = []
+    for device in ("cpu", "cuda"):
+        use_device(device)
+        model = load(cell.base, "auto")
+        assert (model.device.type, model.dtype) == (device, torch.bfloat16)
+        entropies.append(mean_cross_entropy(model, tokens, 4))
+    assert entropies[1] == pytest.approx(entropies[0], rel=1e-2)
+
+
+def test_masks_on_the_gpu_do_not_depend_on_where_hidden_states_wait(llama: PreTrainedModel, tokens: Tensor) -> None:
+    on_device, on_host = (compress(llama.to("cuda"), Recipe("wanda", 0.5), tokens, 4, place) for place in (False, True))
+    assert all(torch.equal(form.tensors()["mask"], on_host[name].tensors()["mask"]) for name, form in on_device.items())
