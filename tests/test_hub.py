@@ -64,7 +64,9 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        asked = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+)/(tree|revision|resolve)/([^/]+)/?(.*)", path)
+        asked = re.fullmatch(
+            r"/(?:api/models/|api/datasets/|datasets/)?([^/]+/[^/]+)/(tree|revision|resolve)/([^/]+)/?(.*)", path
+        )
         if asked is None or asked[1] not in self.server.repositories:
             return self.refuse(401 if "Authorization" not in self.headers else 404, "RepoNotFound")
         repository, kind, revision, name = asked.groups()
@@ -74,18 +76,8 @@ class Answer(BaseHTTPRequestHandler):
         if kind == "revision":
             return self.answer({"id": repository, "sha": REVISION})
         if kind == "tree":
-            files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-            return self.answer(
-                [
-                    {
-                        "type": "file",
-                        "path": str(file.relative_to(folder)),
-                        "size": file.stat().st_size,
-                        "oid": tag(file),
-                    }
-                    for file in files
-                ]
-            )
+            found = (folder / name).rglob("*") if "recursive=true" in self.path.lower() else (folder / name).glob("*")
+            return self.answer([entry(folder, path) for path in sorted(found)])
         if repository in self.server.gated:
             return self.refuse(403 if "Authorization" in self.headers else 401, "GatedRepo")
         if not (folder / name).is_file():
@@ -117,6 +109,14 @@ class Answer(BaseHTTPRequestHandler):
             stop = min(end + 1, self.server.cut.get(file.name, end + 1))
             self.wfile.write(body[start:stop])
             self.close_connection = stop <= end
+
+
+def entry(folder: Path, path: Path) -> dict[str, Any]:
+    """A line of the repository's listing."""
+    at = {"path": str(path.relative_to(folder))}
+    if path.is_dir():
+        return {**at, "type": "directory", "oid": "0" * 40, "size": 0}
+    return {**at, "type": "file", "oid": tag(path), "size": path.stat().st_size}
 
 
 def tag(file: Path) -> str:
@@ -376,8 +376,45 @@ def test_files_and_folders_without_documents_are_refused(tmp_path: Path) -> None
         list(stream_documents(Text(dataset=str(tmp_path / "broken.jsonl"))))
 
 
+def test_documents_of_a_data_set_of_the_hub_are_streamed_or_the_reason_is_named(hub: Hub, tmp_path: Path) -> None:
+    for repository, parts in {"lab/texts": 2, "lab/gated": 1}.items():
+        hub.repositories[repository] = tmp_path / repository
+        (tmp_path / repository / "data").mkdir(parents=True)
+        for part in range(parts):
+            table = pd.DataFrame({"text": [f"{part}a", f"{part}b"]})
+            table.to_parquet(tmp_path / repository / "data" / f"train-0000{part}-of-0000{parts}.parquet")
+    hub.gated.add("lab/gated")
+
+    def documents(dataset: str, **settings: Any) -> str:
+        return f"list(hub.stream_documents(hub.Text(**{dict(dataset=dataset, revision=REVISION) | settings!r})))"
+
+    few, whole, split, revision, missing, gated = ask(
+        hub,
+        tmp_path / "home",
+        documents("lab/texts", documents=2),
+        documents("lab/texts"),
+        documents("lab/texts", split="test"),
+        documents("lab/texts", revision="f" * 40),
+        documents("lab/other"),
+        documents("lab/gated"),
+    )
+    assert few == (False, "['0a', '0b']")
+    assert whole == (False, "['0a', '0b', '1a', '1b']")
+    assert sum("train-00001" in request for request in hub.asked) == 1  # by the second call: few read as far as asked
+    refused(split, f"lab/texts at {REVISION}", "test", "train")
+    refused(revision, f"lab/texts at {'f' * 40}", "no such revision")
+    refused(missing, "lab/other", "no such repository")
+    refused(gated, "lab/gated", "gated", "accept its licence")
+
+
 def test_a_data_set_of_the_hub_is_not_reached_for_when_offline(hub: Hub, tmp_path: Path) -> None:
     call = "list(hub.stream_documents(hub.Text(dataset='lab/texts', revision='main')))"
     result = ask(hub, tmp_path, call, HF_HUB_OFFLINE="1")[0]
-    refused(result, "lab/texts at main", "out of reach", "hf download lab/texts --repo-type dataset --revision main")
+    refused(
+        result,
+        "lab/texts at main",
+        "out of reach",
+        "hf download lab/texts --repo-type dataset --revision main",
+        "--local-dir",
+    )
     assert hub.asked == []

@@ -101,8 +101,11 @@ def stream_documents(source: Text, count: int | None = None) -> Iterator[str]:
     where = source.dataset + (f" at {source.revision}" if source.revision else "")
     wanted = source.documents if count is None else count
     found = 0
-    revision = f" --revision {source.revision}" if source.revision else ""
-    with _in_one_line(where, f"hf download {source.dataset} --repo-type dataset{revision}"):
+    # datasets streams past the cache, so a copy is a folder of its own
+    elsewhere = (
+        f"hf download {source.dataset} --repo-type dataset --revision {source.revision or 'main'} --local-dir DIR"
+    )
+    with _in_one_line(where, f"{elsewhere}, and name DIR as the data set"):
         path, options = _located(source)
         for row in islice(load_dataset(path, source.name, split=source.split, streaming=True, **options), wanted):
             if not isinstance(row.get(source.column), str):
@@ -151,6 +154,8 @@ def _in_one_line(what: str, elsewhere: str) -> Iterator[None]:
     try:
         yield
     except (errors.HTTPError, OSError, ValueError) as error:  # type: ignore[attr-defined]
+        if isinstance(error.__cause__, errors.HfHubHTTPError):  # the hub's own answer says more
+            error = error.__cause__
         said = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, errors.GatedRepoError):
