@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 import torch
-from conftest import TOP, tiny
+from conftest import TOP, tiny, truncate
 from safetensors.torch import save_file
 
 from feature_survival.artifacts import read_json, read_tensors
-from feature_survival.hub import Text, stream_documents
+from feature_survival.catalogue import Text
+from feature_survival.hub import stream_documents
 from feature_survival.models import load
 from feature_survival.schema import InputError
 
@@ -209,7 +210,7 @@ def test_a_sharded_checkpoint_is_fetched_without_pickles_and_loads(hub: Hub, tmp
     assert not names & {"pytorch_model.bin", "README.md", "onnx"}
     assert not any(file in request for file in ("pytorch_model.bin", "README.md", "onnx") for request in hub.asked)
     tokens = torch.arange(8)[None]
-    assert torch.equal(load(folder)(tokens).logits, tiny("LlamaForCausalLM")(tokens).logits)
+    assert torch.equal(load(folder, "auto")(tokens).logits, tiny("LlamaForCausalLM")(tokens).logits)
 
 
 @pytest.mark.parametrize("revision", [REVISION, "main"])
@@ -265,7 +266,7 @@ def test_a_shard_gone_from_the_cache_is_fetched_again(hub: Hub, tmp_path: Path) 
     shard.resolve().unlink()
     shard.unlink()
     assert Path(fetch(hub, tmp_path).output) == folder
-    load(folder)
+    load(folder, "auto")
 
 
 def test_a_repository_of_pickles_only_is_refused(hub: Hub, tmp_path: Path) -> None:
@@ -314,7 +315,7 @@ def test_a_pretrained_sae_is_written_in_saelens_format_or_refused(
     refused(release, "did you mean 'gemma-scope-2-1b-pt-res'?", "more")
     assert len(release.output) < 400
     refused(name, f"did you mean {SAE_ID!r}?")
-    refused(pickled, "gpt2-small-hook-z-kk", "published as a pickle")
+    refused(pickled, "gpt2-small-hook-z-kk", "could hold code")
     refused(file, "layer_17_width_16k_l0_medium", "no such file")
     refused(repository, "lab/no-saes, layer_1", "no such repository")
     assert [folder.name for folder in tmp_path.glob("*layer*")] == [SAE_ID]
@@ -332,31 +333,32 @@ def jsonl(tmp_path: Path) -> Path:
     return path
 
 
+def read(dataset: str, split: str = "train", column: str = "text", **settings: Any) -> list[str]:
+    return list(stream_documents(Text(dataset=dataset, split=split, column=column, **settings)))
+
+
 def test_documents_of_a_local_file_or_folder_come_in_order(jsonl: Path, tmp_path: Path) -> None:
     table = tmp_path / "table" / "part.parquet"
     table.parent.mkdir()
     pd.DataFrame({"body": ["a", "b", "c"]}).to_parquet(table)
-    assert list(stream_documents(Text(dataset=str(jsonl)))) == [f"document {n}" for n in range(5)]
-    assert list(stream_documents(Text(dataset=str(jsonl), documents=2))) == ["document 0", "document 1"]
-    assert list(stream_documents(Text(dataset=str(jsonl), documents=2), 3))[-1] == "document 2"
+    assert read(dataset=str(jsonl)) == [f"document {n}" for n in range(5)]
+    assert read(dataset=str(jsonl), documents=2) == ["document 0", "document 1"]
     for place in (table, table.parent):
-        assert list(stream_documents(Text(dataset=str(place), column="body"))) == ["a", "b", "c"]
+        assert read(dataset=str(place), column="body") == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
-    ("settings", "count", "parts"),
+    ("settings", "parts"),
     [
-        ({"column": "body"}, None, ["'body'", "found: id, text"]),
-        ({"column": "id"}, None, ["no text in 'id'"]),
-        ({"split": "test"}, None, ["test", "train"]),
-        ({}, 6, ["holds 5 documents", "6 are needed"]),
+        ({"column": "body"}, ["'body'", "found: id, text"]),
+        ({"column": "id"}, ["no text in 'id'"]),
+        ({"split": "test"}, ["test", "train"]),
+        ({"documents": 6}, ["holds 5 documents, 6 are needed"]),
     ],
 )
-def test_wrong_columns_splits_and_counts_are_named(
-    jsonl: Path, settings: dict[str, str], count: int | None, parts: list[str]
-) -> None:
+def test_wrong_columns_splits_and_counts_are_named(jsonl: Path, settings: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(InputError) as caught:
-        list(stream_documents(Text(dataset=str(jsonl), **settings), count))
+        read(dataset=str(jsonl), **settings)
     for part in [str(jsonl), *parts]:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -365,56 +367,57 @@ def test_wrong_columns_splits_and_counts_are_named(
 def test_files_and_folders_without_documents_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("")
     with pytest.raises(InputError, match=r"found \.zip; documents are read from"):
-        list(stream_documents(Text(dataset=str(tmp_path / "text.zip"))))
+        read(dataset=str(tmp_path / "text.zip"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty"):
-        list(stream_documents(Text(dataset=str(tmp_path / "empty"))))
+        read(dataset=str(tmp_path / "empty"))
     with pytest.raises(InputError, match="absent"):
-        list(stream_documents(Text(dataset=str(tmp_path / "absent"))))
+        read(dataset=str(tmp_path / "absent"))
     (tmp_path / "broken.jsonl").write_text('{"text": "whole"}\n{"text": "bro')
     with pytest.raises(InputError, match=r"broken\.jsonl"):
-        list(stream_documents(Text(dataset=str(tmp_path / "broken.jsonl"))))
+        read(dataset=str(tmp_path / "broken.jsonl"))
+
+
+def documents(dataset: str, **settings: Any) -> str:
+    """The call that reads a data set of the hub."""
+    given = {"dataset": dataset, "split": "train", "column": "text", "revision": REVISION, **settings}
+    return f"list(hub.stream_documents(hub.Text(**{given!r})))"
 
 
 def test_documents_of_a_data_set_of_the_hub_are_streamed_or_the_reason_is_named(hub: Hub, tmp_path: Path) -> None:
-    for repository, parts in {"lab/texts": 2, "lab/gated": 1}.items():
-        hub.repositories[repository] = tmp_path / repository
-        (tmp_path / repository / "data").mkdir(parents=True)
-        for part in range(parts):
+    for repository in ("lab/texts", "lab/broken", "lab/gated"):
+        data = tmp_path / repository / "data"
+        data.mkdir(parents=True)
+        for part in range(2):
             table = pd.DataFrame({"text": [f"{part}a", f"{part}b"]})
-            table.to_parquet(tmp_path / repository / "data" / f"train-0000{part}-of-0000{parts}.parquet")
+            table.to_parquet(data / f"train-0000{part}-of-00002.parquet")
+        hub.repositories[repository] = data.parent
+    truncate(tmp_path / "lab/broken/data/train-00001-of-00002.parquet")
     hub.gated.add("lab/gated")
 
-    def documents(dataset: str, **settings: Any) -> str:
-        return f"list(hub.stream_documents(hub.Text(**{dict(dataset=dataset, revision=REVISION) | settings!r})))"
-
-    few, whole, split, revision, missing, gated = ask(
+    whole, few, broken, split, revision, missing, gated = ask(
         hub,
         tmp_path / "home",
-        documents("lab/texts", documents=2),
         documents("lab/texts"),
+        documents("lab/broken", documents=2),
+        documents("lab/broken"),
         documents("lab/texts", split="test"),
         documents("lab/texts", revision="f" * 40),
         documents("lab/other"),
         documents("lab/gated"),
     )
-    assert few == (False, "['0a', '0b']")
     assert whole == (False, "['0a', '0b', '1a', '1b']")
-    assert sum("train-00001" in request for request in hub.asked) == 1  # by the second call: few read as far as asked
+    assert few == (False, "['0a', '0b']")  # read no further than asked for
+    refused(broken, f"lab/broken at {REVISION}", "arquet")
     refused(split, f"lab/texts at {REVISION}", "test", "train")
     refused(revision, f"lab/texts at {'f' * 40}", "no such revision")
-    refused(missing, "lab/other", "no such repository")
+    refused(missing, "lab/other", "exist on the Hub", "HF_TOKEN")
     refused(gated, "lab/gated", "gated", "accept its licence")
 
 
 def test_a_data_set_of_the_hub_is_not_reached_for_when_offline(hub: Hub, tmp_path: Path) -> None:
-    call = "list(hub.stream_documents(hub.Text(dataset='lab/texts', revision='main')))"
-    result = ask(hub, tmp_path, call, HF_HUB_OFFLINE="1")[0]
+    result = ask(hub, tmp_path, documents("lab/texts"), HF_HUB_OFFLINE="1")[0]
     refused(
-        result,
-        "lab/texts at main",
-        "out of reach",
-        "hf download lab/texts --repo-type dataset --revision main",
-        "--local-dir",
+        result, f"lab/texts at {REVISION}", "out of reach", "hf download lab/texts --repo-type dataset", "--local-dir"
     )
     assert hub.asked == []

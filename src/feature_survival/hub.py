@@ -13,32 +13,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from feature_survival.artifacts import atomic_directory, read_json
-from feature_survival.schema import InputError, Section, unknown
+from feature_survival.catalogue import Text
+from feature_survival.schema import InputError, unknown
 
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER = ["tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
 _FILES = ["config.json", _INDEX, "model*.safetensors", *_TOKENIZER]
-# sae-lens's loaders that read safetensors or npz; its other ones unpickle what they download.
-_UNPICKLED = {None, "sae_lens", "gemma_2", "gemma_3", "llama_scope"}
+# sae-lens's loaders that read safetensors or npz; what the other ones read could hold code.
+_TENSORS_ONLY = {None, "sae_lens", "gemma_2", "gemma_3", "llama_scope"}
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-class Text(Section):
-    """Documents of a data set: one of the hub, or a local folder or file of jsonl or parquet."""
-
-    dataset: str
-    name: str | None = None  # the data set's configuration, where it has several
-    split: str = "train"
-    column: str = "text"
-    revision: str | None = None
-    documents: int | None = Field(None, gt=0)  # the first so many; None: all
-
-
 def fetch_model(repository: str, revision: str) -> Path:
-    """Local folder of a model of the hub: config, safetensors and tokenizer files, nothing else (never a pickle).
+    """Local folder of a model of the hub: config, safetensors and tokenizer files, nothing else.
 
     Without a request where the cache holds them all. InputError, one line, where access or the revision is missing,
     the hub is out of reach, the download breaks off, or the repository has no safetensors.
@@ -68,8 +56,8 @@ def fetch_model(repository: str, revision: str) -> Path:
 def fetch_sae(release: str, sae_id: str, folder: Path) -> None:
     """A pretrained SAE of sae-lens's list, or of a hub repository in its format, written to `folder` in that format.
 
-    `release` and `sae_id` as in `sae_lens.SAE.from_pretrained`. InputError where sae-lens does not know them, would
-    unpickle the file, or the download fails; then nothing is written.
+    `release` and `sae_id` as in `sae_lens.SAE.from_pretrained`. InputError where sae-lens does not know them, the file
+    is of a kind that could hold code, or the download fails; then nothing is written.
     """
     from sae_lens import SAE
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
@@ -80,8 +68,10 @@ def fetch_sae(release: str, sae_id: str, folder: Path) -> None:
         listed = releases[release]
         if sae_id not in listed.saes_map:
             raise _unknown(f"SAEs of {release}", sae_id, listed.saes_map)
-        if listed.conversion_func not in _UNPICKLED:
-            raise InputError(f"{what}: published as a pickle, which is never read; take another release")
+        if listed.conversion_func not in _TENSORS_ONLY:
+            raise InputError(
+                f"{what}: published in a format that could hold code, which is never read; take another release"
+            )
     elif "/" not in release:
         raise _unknown("releases of sae-lens", release, releases)
     with _in_one_line(what, f"python -c \"import sae_lens; sae_lens.SAE.from_pretrained('{release}', '{sae_id}')\""):
@@ -90,8 +80,8 @@ def fetch_sae(release: str, sae_id: str, folder: Path) -> None:
         sae.save_model(partial)
 
 
-def stream_documents(source: Text, count: int | None = None) -> Iterator[str]:
-    """The first `count` documents (`source.documents` where None) in the data set's order, read as they are asked for.
+def stream_documents(source: Text) -> Iterator[str]:
+    """A data set's documents in their order, the first `source.documents` of them, read as they are asked for.
 
     InputError where the data set, its configuration, split or column is missing, it cannot be reached or read, or
     it holds fewer documents.
@@ -99,7 +89,6 @@ def stream_documents(source: Text, count: int | None = None) -> Iterator[str]:
     from datasets import load_dataset
 
     where = source.dataset + (f" at {source.revision}" if source.revision else "")
-    wanted = source.documents if count is None else count
     found = 0
     # datasets streams past the cache, so a copy is a folder of its own
     elsewhere = (
@@ -107,13 +96,15 @@ def stream_documents(source: Text, count: int | None = None) -> Iterator[str]:
     )
     with _in_one_line(where, f"{elsewhere}, and name DIR as the data set"):
         path, options = _located(source)
-        for row in islice(load_dataset(path, source.name, split=source.split, streaming=True, **options), wanted):
+        for row in islice(
+            load_dataset(path, source.name, split=source.split, streaming=True, **options), source.documents
+        ):
             if not isinstance(row.get(source.column), str):
                 raise InputError(f"{where}: document {found} has no text in {source.column!r}; found: {', '.join(row)}")
             yield row[source.column]
             found += 1
-    if found < (wanted or 1):
-        raise InputError(f"{where}: split {source.split!r} holds {found} documents; {wanted or 'some'} are needed")
+    if found < (source.documents or 1):
+        raise InputError(f"{where}: split {source.split!r} holds {found} documents, {source.documents or 1} are needed")
 
 
 def _located(source: Text) -> tuple[str, dict[str, Any]]:
@@ -175,6 +166,8 @@ def _in_one_line(what: str, elsewhere: str) -> Iterator[None]:
             text = f"the hub refused ({said}); check HF_TOKEN, or run it again later"
         elif isinstance(error, (ValueError, FileNotFoundError)):  # of sae-lens and datasets: they name what there is
             text = said
+            if type(error).__name__ == "DatasetNotFoundError":
+                text += " If it is gated or private: accept its licence on its page and set HF_TOKEN"
         else:  # connection, disk or rights, midway
             text = f"the download broke off ({said}); run it again, it goes on with the files still missing"
         raise InputError(f"{what}: {text}") from None
