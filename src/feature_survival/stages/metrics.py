@@ -61,10 +61,14 @@ def run(params: Params, cell: Cell) -> None:
     matches = _matches(params, cell, dense, own, features)
     survival = survival_by_feature(matches[matches["alive"]], params.metrics.taus)
     features = features.merge(survival, how="left", on=FEATURE, validate="one_to_one")
+    model, tokens = load_compressed(cell, params.model(cell.model).dtype), _tokens(params, cell)
     if cell == cell.dense:
-        effects = [_effects(params, cell, seed, dense[seed], features) for seed in params.seeds.compressed]
+        site = params.model(cell.model).site(params.study.site)
+        effects = [
+            _effects(params, site, model, tokens, seed, dense[seed], features) for seed in params.seeds.compressed
+        ]
         features = features.merge(pd.concat(effects), how="left", on=FEATURE, validate="one_to_one")
-    numbers = _numbers(params, cell, dense, own, transfers)
+    numbers = _numbers(params, cell, model, tokens, dense, own, transfers)
     with atomic_directory(cell.metrics) as folder:
         write_json(folder / "metrics.json", numbers)
         features.to_parquet(folder / "features.parquet", index=False)
@@ -81,10 +85,6 @@ def _own_text_entropy(params: Params, cell: Cell, model: PreTrainedModel) -> flo
     return strided_cross_entropy(model, *found, params.activations.batch_windows)
 
 
-def _site(params: Params, cell: Cell) -> Site:
-    return params.model(cell.model).site(params.study.site)
-
-
 def _tokens(params: Params, cell: Cell) -> Tensor:
     """The evaluation split, int64 [windows, position]."""
     count = params.activations.evaluation_windows
@@ -94,13 +94,14 @@ def _tokens(params: Params, cell: Cell) -> Tensor:
 def _numbers(
     params: Params,
     cell: Cell,
+    model: PreTrainedModel,
+    tokens: Tensor,
     dense: dict[Seed, Dictionary],
     own: dict[Seed, Dictionary],
     transfers: dict[Seed, Transfer],
 ) -> dict[str, object]:
     """Perplexity of the model; quality of its own SAEs and of the dense model's SAEs on it."""
-    tokens, batch = _tokens(params, cell), params.activations.batch_windows
-    model, site = load_compressed(cell, params.model(cell.model).dtype), _site(params, cell)
+    batch, site = params.activations.batch_windows, params.model(cell.model).site(params.study.site)
     entropy = mean_cross_entropy(model, tokens, batch)
     replacements: dict[tuple[str, Seed | None], Callable[[Tensor], Tensor]] = {
         ("zero", None): torch.zeros_like,
@@ -198,17 +199,24 @@ def _matches(
     return pd.concat(frames, ignore_index=True)
 
 
-def _effects(params: Params, cell: Cell, seed: Seed, sae: Dictionary, features: pd.DataFrame) -> pd.DataFrame:
+def _effects(
+    params: Params,
+    site: Site,
+    model: PreTrainedModel,
+    tokens: Tensor,
+    seed: Seed,
+    sae: Dictionary,
+    features: pd.DataFrame,
+) -> pd.DataFrame:
     """Causal effects of a sample of a dense SAE's alive features in the dense model, one row a feature."""
     of_sae = features[features["dense_seed"] == seed.name]
     rate, lives = (torch.tensor(of_sae[column].to_numpy()) for column in ("firing_rate", "alive"))
     chosen = stratified(rate, lives, params.metrics.causal_features, params.metrics.seed)
     mean = rate * torch.tensor(of_sae["mean_activation"].to_numpy())  # over all tokens, silent ones too
-    tokens = _tokens(params, cell)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(params.metrics.seed))
     found = measure_effects(
-        load_compressed(cell, params.model(cell.model).dtype),
-        _site(params, cell),
+        model,
+        site,
         sae,
         chosen,
         mean[chosen],
