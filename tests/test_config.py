@@ -5,13 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TOP, WriteParams
 from pydantic import ValidationError
 
 from feature_survival.catalogue import Site
+from feature_survival.compression.methods import check_fits
 from feature_survival.config import Seed, load
+from feature_survival.models import build, prunable_weights
 from feature_survival.recipes import METHOD_KEYS, Recipe
 from feature_survival.schema import InputError
+
+PUBLISHED_PARAMETERS = {
+    "gpt2": 124_439_808,
+    "gemma-3-1b": 999_885_952,
+    "gemma-2-2b": 2_614_341_888,
+    "llama-3.2-1b": 1_235_814_400,
+}
 
 
 def test_the_shipped_params_are_accepted_and_their_grid_is_known() -> None:
@@ -21,6 +31,32 @@ def test_the_shipped_params_are_accepted_and_their_grid_is_known() -> None:
         blocks = model.config.get("num_hidden_layers", model.config.get("n_layer"))
         assert all(model.site(site).block < blocks for site in params.variants.sites)
     assert params.recipe("wanda-50").sparsity == 0.5
+
+
+def test_a_models_budget_changes_its_sections_and_no_one_elses(tmp_path: Path, write_params: WriteParams) -> None:
+    budget = {"window": 64, "sae.k": 5, "metrics.perplexity": {"window": 32, "stride": 8}}
+    params = load(write_params(tmp_path, {"models.mini-llama3.budget": budget}))
+    own = params.for_model("mini-llama3")
+    assert (own.window, own.sae.k, own.metrics.perplexity.stride) == (64, 5, 8)
+    assert own.prune == params.prune
+    assert params.for_model("mini-gpt2") is params
+    with pytest.raises(InputError, match="unknown name 'mini-lama3'; did you mean 'mini-llama3'"):
+        params.for_model("mini-lama3")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma-3-1b", "gemma-2-2b", "llama-3.2-1b"])
+def test_a_model_of_paper_scale_is_pinned_budgeted_and_fits_every_condition(name: str) -> None:
+    params = load(TOP / "params.yaml").for_model(name)
+    spec = params.model(name)
+    assert spec.weights.hub is not None
+    with torch.device("meta"):
+        model = build(spec)
+    assert model.num_parameters() == PUBLISHED_PARAMETERS[name]
+    shapes = {weight: tuple(w.shape) for weight, w in prunable_weights(model).items()}
+    for condition in params.compressed():
+        check_fits(params.recipe(condition), shapes, condition)
+    wanted = params.metrics.perplexity
+    assert (wanted.window, wanted.stride) == (1024, 512)
 
 
 def test_params_cannot_be_changed_after_loading() -> None:

@@ -5,11 +5,25 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from feature_survival.schema import Section, unknown
 
-Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]  # a branch would move
+
+def _commit(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{40}", text):
+        raise ValueError(f"a commit of 40 hexadecimal digits is needed, as a branch moves; found {text!r}")
+    return text
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise ValueError(f"{text!r} is no device; allowed: auto, cpu, cuda, cuda:N")
+    return text
+
+
+Commit = Annotated[str, AfterValidator(_commit)]
+Device = Annotated[str, AfterValidator(_device)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 BUDGETED = ("window", "prune", "activations", "sae", "metrics", "variants")  # what a model's budget may change
 

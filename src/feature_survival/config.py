@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from feature_survival.catalogue import Model
+from feature_survival.catalogue import Device, Model
 from feature_survival.recipes import GROUPS, METHOD_KEYS, PRUNING, Condition, Group, Recipe, pattern
 from feature_survival.schema import InputError, Section, read_yaml, set_key, unknown, validate
 from feature_survival.thresholds import MAIN_TAU
@@ -201,7 +201,7 @@ class Params(Section):
     """All of params.yaml."""
 
     study: Study
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]  # auto: the GPU where there is one
+    device: Device  # auto: the GPU where there is one
     window: Annotated[int, Field(ge=3)]  # tokens a window, <bos> included
     corpus: Corpus
     models: dict[str, Model]
