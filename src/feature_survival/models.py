@@ -135,6 +135,8 @@ def load(folder: Path, dtype: Dtype) -> PreTrainedModel:
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError, RuntimeError, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise
         broken = _broken_shard(folder)
         raise InputError(f"{broken or folder}: not a loadable checkpoint ({str(error).splitlines()[0]})") from None
     finally:
