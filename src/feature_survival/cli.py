@@ -232,6 +232,16 @@ def verdicts() -> None:
 
 
 @app.command()
+def pull(
+    remote: Annotated[str | None, typer.Option(help="a DVC remote's name; the default one where left out")] = None,
+) -> None:
+    """Fetch what was computed elsewhere (dvc pull); a remote that refuses is one line."""
+    from feature_survival.remotes import pull
+
+    pull(ROOT, remote)
+
+
+@app.command()
 def quick(
     into: Annotated[Path, typer.Argument(help="folder of the scratch clone; made anew")] = Path(".quick"),
     override: Annotated[
