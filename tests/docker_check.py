@@ -226,16 +226,20 @@ def replay(root: Path, folder: Path) -> Iterator[str]:
     """The steps, with the workspace and the environment in `folder`."""
     workspace, venv = folder / "workspace", folder / "venv"
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "MAKE"))}
-    environment = {**kept, "VENV": str(venv), "HOME": str(folder), "PATH": f"{venv}/bin:{os.defpath}"}
+    environment = {
+        **kept,
+        "VENV": str(venv),
+        "HOME": str(folder),
+        "PYTHON": sys.executable,
+        "PATH": f"{venv}/bin:{os.defpath}",
+    }
     sent = context(root)
     steps: list[str | Copy] = []
     for name, value in instructions(root / "Dockerfile"):
         if name == "COPY":
             steps.append(copied(value))
         elif name == "RUN" and "apt-get" not in value:  # of the last step only what needs no root
-            steps.append(
-                value.replace("make env", f"make env PYTHON={sys.executable}") if "make " in value else "git init"
-            )
+            steps.append(value if "make " in value else "git init")
     steps += ["python -m pip check", "feature-survival --help", "feature-survival check", "dvc stage list --name-only"]
     for step in steps:
         if isinstance(step, Copy):
