@@ -6,7 +6,7 @@ FIG    ?= survival
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce quick test lint figure tables saebench docker-check lock
+.PHONY: help env data reproduce quick test lint figure tables saebench gpu-check docker-check lock
 
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
@@ -61,6 +61,12 @@ saebench: env ## SAEBench on a paper-scale model's SAEs, in an environment of it
 	    --disable-pip-version-check sae-bench==0.6.0 > .saebench/install.log 2>&1 && touch .saebench/.complete; } || \
 	  { echo "error: sae-bench 0.6.0 could not be installed in .saebench; see .saebench/install.log"; exit 2; }
 	@.saebench/bin/python benchmarks/saebench.py $(MODEL)
+
+gpu-check: env ## on a machine with a GPU: its tests, and tokens/s of each stage at Gemma-2-2B shapes with random weights
+	@$(BIN)/python -c 'from feature_survival.models import use_device; use_device("cuda")' 2>/dev/null || \
+	  { echo "error: gpu-check: this machine has no CUDA device"; exit 2; }
+	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python benchmarks/gpu.py
 
 docker-check: env ## the container without an engine: its files checked, its install steps replayed (about 3 minutes)
 	@test -e .hadolint/.complete || { $(PYTHON) -m venv .hadolint && .hadolint/bin/python -m pip install --quiet \
