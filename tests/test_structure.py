@@ -36,6 +36,7 @@ ORDER = [
     "tables",
     "claims",
     "stages",
+    "audit",
     "remotes",
     "quick",
     "cli",

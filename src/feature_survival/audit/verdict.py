@@ -1,0 +1,114 @@
+"""What the numbers say, in plain words, by thresholds that were fixed in advance."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from feature_survival.catalogue import Site
+from feature_survival.thresholds import KEPT, VIABLE
+
+FEW = 0.10  # of the alive features; where more fire differently, an SAE that reconstructs still has changed meaning
+POOR = 0.5  # FVU on the base from which an SAE says too little about either model
+WORKS, DIFFERS, FAILS, UNFIT, NONE = "works", "differs", "fails", "unfit", "no SAE"
+_HOOKS = {"hook_resid_post": "resid_post", "hook_mlp_out": "mlp_out", "hook_attn_out": "attn_out", "hook_z": "attn_z"}
+
+
+def judge(report: dict[str, Any]) -> dict[str, Any]:
+    """The verdict on a report: its kind, a headline, reasons, and what to bear in mind."""
+    ratio = report["language"]["ratio"]
+    speech = (
+        f"Perplexity on this text goes from {report['language']['base']['perplexity']:.4g} to "
+        f"{report['language']['compressed']['perplexity']:.4g}, {ratio:.3g} times the base's."
+    )
+    sparsity = (
+        f"{report['weights']['achieved_sparsity']:.1%} of the prunable weights are exactly zero, "
+        f"{report['weights']['changed']:.1%} differ from the base's."
+    )
+    if report["sae"] is None:
+        return {
+            "kind": NONE,
+            "headline": "Nothing can be said about features without an SAE",
+            "reasons": [speech, sparsity, "Give one with --sae, or train some on this text with --train-sae."],
+            "caveats": _caveats(report),
+        }
+    kind, headline = _on_sae(report["sae"])
+    return {
+        "kind": kind,
+        "headline": headline,
+        "reasons": [*_reasons(report["sae"]), speech, sparsity],
+        "caveats": _caveats(report),
+    }
+
+
+def _on_sae(sae: dict[str, Any]) -> tuple[str, str]:
+    differ = 1 - sae["fixed"]["kept"]["share"]
+    if sae["on"]["base"]["fvu"] > POOR:
+        return UNFIT, "This SAE describes not even the base model on this text: it cannot tell"
+    if not sae["fixed"]["viable"]:
+        times = sae["on"]["compressed"]["fvu"] / sae["on"]["base"]["fvu"]
+        return FAILS, f"The SAE does not carry over to this model: it leaves {times:.3g} times as much unexplained"
+    if differ > FEW:
+        return DIFFERS, f"The SAE still reconstructs this model, but {differ:.0%} of its features fire differently"
+    return WORKS, "The SAE still works on this model"
+
+
+def _reasons(sae: dict[str, Any]) -> list[str]:
+    base, compressed, fixed = sae["on"]["base"]["fvu"], sae["on"]["compressed"]["fvu"], sae["fixed"]
+    kept = fixed["kept"]
+    return [
+        f"It leaves {compressed:.1%} of the variance unexplained on the compressed model and {base:.1%} on the base; "
+        f"it counts as viable up to {VIABLE:g} times the base's, {VIABLE * base:.1%}.",
+        f"{kept['count']} of {kept['of']} alive features ({kept['share']:.0%}, 95% interval {kept['low']:.0%} to "
+        f"{kept['high']:.0%}) fire alike in both models: their activations correlate above {KEPT:g}. Up to {FEW:.0%} "
+        f"of others count as few. {fixed['damaged']['count']} are damaged.",
+    ]
+
+
+def _caveats(report: dict[str, Any]) -> list[str]:
+    text, sae = report["text"]["evaluation"], report["sae"]
+    found = [
+        f"Measured on {text['tokens']:,} tokens of one text, in windows of {report['settings']['window']}: perplexity "
+        "compares the two models here, not with figures published elsewhere."
+    ]
+    changed = [of["name"] for of in report["weights"]["others"] if of["changed"]]
+    if changed:
+        found.append(
+            f"More than prunable weights changed ({', '.join(changed)}): "
+            "what is seen here may be further training's doing."
+        )
+    if report["weights"]["changed"] == 0:
+        found.append("Not one prunable weight differs from the base's: is this the compressed checkpoint?")
+    if sae is None:
+        return found
+    if sae["on"]["base"]["fvu"] > POOR:
+        found.append(
+            f"On the base the SAE leaves {sae['on']['base']['fvu']:.0%} of the variance unexplained (above {POOR:.0%}): "
+            "it is of another model, site or kind of text, or trained on too few tokens."
+        )
+    if sae["site"] and sae["site"] != report["settings"]["site"]:
+        found.append(f"The SAE says that it reads {sae['site']}; it was measured at {report['settings']['site']}.")
+    silent = sae["fixed"]["features"] - sae["fixed"]["alive"]
+    if silent:
+        found.append(
+            f"{silent:,} of the SAE's {sae['fixed']['features']:,} features fire on fewer than 10 tokens of this text "
+            "in the base; nothing is said about them."
+        )
+    if report["survival"]:
+        found.append(
+            "SAEs that share their starting weights look more alike than what they learned: read survival by the "
+            "pairing in which they share nothing, beside its ceiling."
+        )
+    return found
+
+
+def site_named(hook: object) -> str | None:
+    """The site that an SAE's configuration names, ours or as TransformerLens writes it; None where it names none."""
+    text = str(hook)
+    found = re.fullmatch(r"blocks\.(\d+)\.(?:attn\.)?(\w+)", text)
+    if found:
+        return f"{_HOOKS[found[2]]}.{found[1]}" if found[2] in _HOOKS else text
+    try:
+        return str(Site.parse(text))
+    except ValueError:
+        return None

@@ -1,0 +1,65 @@
+"""What compression did to the weights: counted, not believed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from feature_survival.models import prunable_weights
+from feature_survival.progress import progress
+from feature_survival.schema import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def compare(base: PreTrainedModel, compressed: PreTrainedModel) -> dict[str, Any]:
+    """Exact zeros and changed weights of every prunable tensor, their shares over all; and what else has changed."""
+    before, after = prunable_weights(base), prunable_weights(compressed)
+    for name, weight in before.items():
+        found = after[name].shape if name in after else None
+        if found != weight.shape:
+            described = "missing" if found is None else f"{list(found)}"
+            raise InputError(f"--compressed: weight {name!r} is {described}, the base's is {list(weight.shape)}")
+    tensors = []
+    zeros = was_zero = changed = 0
+    for name, old in progress(before.items(), "weights", len(before), "tensor"):
+        new = after[name].to(old.device)
+        counts = [int(of.sum()) for of in (new == 0, old == 0, new != old)]
+        zeros, was_zero, changed = zeros + counts[0], was_zero + counts[1], changed + counts[2]
+        block, _, path = name.partition(".")
+        tensors.append(
+            {
+                "block": int(block),
+                "name": path,
+                "shape": list(old.shape),
+                "zeros": counts[0] / old.numel(),
+                "changed": counts[2] / old.numel(),
+            }
+        )
+    total = sum(weight.numel() for weight in before.values())
+    return {
+        "prunable": total,
+        "achieved_sparsity": zeros / total,
+        "base_sparsity": was_zero / total,
+        "changed": changed / total,
+        "tensors": tensors,
+        "others": _others(base, compressed),
+    }
+
+
+def _others(base: PreTrainedModel, compressed: PreTrainedModel) -> list[dict[str, Any]]:
+    """Embeddings, head, and all the rest that is not prunable: how many tensors there are, how many changed."""
+    embeddings = {id(module.weight) for module in base.modules() if isinstance(module, nn.Embedding)}
+    head = id(base.get_output_embeddings().weight)
+    pruned = {weight.data_ptr() for weight in prunable_weights(base).values()}
+    after = dict(compressed.named_parameters(remove_duplicate=False))
+    groups: dict[str, list[bool]] = {"embeddings": [], "head": [], "norms and biases": []}
+    for name, old in base.named_parameters():
+        if old.data_ptr() in pruned:
+            continue
+        kind = "embeddings" if id(old) in embeddings else "head" if id(old) == head else "norms and biases"
+        groups[kind].append(name not in after or not torch.equal(old, after[name].to(old.device)))
+    return [{"name": name, "tensors": len(of), "changed": sum(of)} for name, of in groups.items() if of]
