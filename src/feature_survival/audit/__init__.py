@@ -30,6 +30,7 @@ from feature_survival.hub import fetch_sae
 from feature_survival.metrics.reconstruction import measure_reconstruction
 from feature_survival.metrics.transfer import measure_transfer
 from feature_survival.models import load
+from feature_survival.progress import progress
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
 from feature_survival.stages.metrics import ROWS
@@ -192,7 +193,7 @@ def _on_sae(
         own = trained.compressed[first]
         found[COMPRESSED][RETRAINED] = (own, measure_reconstruction(own, shards[COMPRESSED].batches(ROWS)))
     on: dict[str, Any] = {}
-    for name, model in models.items():
+    for name, model in progress(models.items(), "SAE spliced in", len(models), "model"):
         on |= quality(model, inputs.site, found[name], tokens[:SPLICES], request.batch)
     rows = inputs.words["evaluation"].predicted
     return {

@@ -13,6 +13,7 @@ from feature_survival.catalogue import Site
 from feature_survival.metrics.language import loss_recovered, mean_cross_entropy, measure_splices
 from feature_survival.metrics.reconstruction import Reconstruction, alive
 from feature_survival.metrics.transfer import Transfer
+from feature_survival.progress import progress
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
 from feature_survival.stats import Estimate, binomial
@@ -28,7 +29,7 @@ def language(models: Mapping[str, PreTrainedModel], tokens: Tensor, batch: int) 
     """Cross-entropy (nats) and perplexity of each model on the same windows, and the ratio of the second's to the
     first's. InputError where a model predicts nothing finite."""
     found: dict[str, Any] = {}
-    for name, model in models.items():
+    for name, model in progress(models.items(), "perplexity", len(models), "model"):
         entropy = mean_cross_entropy(model, tokens, batch)
         if not entropy < 700:  # also NaN
             raise InputError(

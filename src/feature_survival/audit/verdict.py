@@ -83,7 +83,7 @@ def _caveats(report: dict[str, Any]) -> list[str]:
         return found
     if sae["on"]["base"]["fvu"] > POOR:
         found.append(
-            f"On the base the SAE leaves {sae['on']['base']['fvu']:.0%} of the variance unexplained (above {POOR:.0%}): "
+            f"On the base the SAE leaves {sae['on']['base']['fvu']:.0%} of the variance unexplained (over {POOR:.0%}): "
             "it is of another model, site or kind of text, or trained on too few tokens."
         )
     if sae["site"] and sae["site"] != report["settings"]["site"]:
