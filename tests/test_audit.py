@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from feature_survival.audit import run
+from feature_survival import audit
+from feature_survival.audit import checkpoint, run
 from feature_survival.audit import text as audit_text
 from feature_survival.audit.checkpoint import check_alike, load_dense, outline, shapes, site_width
 from feature_survival.audit.features import pieces
@@ -509,6 +511,51 @@ def test_a_failed_audit_leaves_the_last_one_as_it_was(cli: Cli, bench: Bench, pr
     before = contents(tmp_path / "out")
     assert cli(tmp_path, *bench.options(pruned, tmp_path / "out", site="resid_post.9")).code == 2
     assert contents(tmp_path / "out") == before
+
+
+def test_what_a_kill_left_is_cleared_away(cli: Cli, bench: Bench, pruned: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".audit-killed" / "base").mkdir(parents=True)
+    audited(cli, bench, pruned, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit.html", "audit.json"]
+
+
+def test_a_tokenizer_of_another_model_is_refused(cli: Cli, bench: Bench, pruned: Path, tmp_path: Path) -> None:
+    other = tmp_path / "base"
+    shutil.copytree(bench.base, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {piece: number + 50 if number else 0 for piece, number in vocabulary.items()}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    ended = cli(tmp_path, *bench.options(pruned, tmp_path / "out", base=other))
+    assert ended.code == 2 and "its model has 300" in ended.err
+
+
+def test_names_of_a_hub_are_taken_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(checkpoint, "fetch_model", lambda *name: asked.append(name) or tmp_path)
+    monkeypatch.setattr(audit, "fetch_sae", lambda *name: asked.append(name[:2]))
+    assert checkpoint.locate("base", "google/gemma-2-2b@c5ebcd4") == tmp_path
+    assert checkpoint.locate("base", "gpt2@main") == tmp_path
+    audit._sae_folder("gemma-scope-2b-pt-res:layer_12/width_16k/average_l0_82", tmp_path)
+    assert asked == [
+        ("google/gemma-2-2b", "c5ebcd4"),
+        ("gpt2", "main"),
+        ("gemma-scope-2b-pt-res", "layer_12/width_16k/average_l0_82"),
+    ]
+
+
+def test_gpt2_is_audited_at_the_heads_outputs(cli: Cli, bench: Bench, gpt2: PreTrainedModel, tmp_path: Path) -> None:
+    shutil.copytree(bench.base, tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    save(gpt2, tmp_path / "base")
+    for weight in prunable_weights(gpt2).values():
+        weight[weight.abs() < weight.abs().median()] = 0
+    report = audited(
+        cli, bench, save(gpt2, tmp_path / "pruned"), tmp_path / "out", base=tmp_path / "base", site="attn_z.1",
+        sae=planted_sae(tmp_path / "sae", 32, hook="blocks.1.attn.hook_z"),
+    )  # fmt: skip
+    assert report["weights"]["achieved_sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert report["sae"]["on"]["base"]["fvu"] < 0.05 and report["sae"]["site"] == "attn_z.1"
 
 
 def test_shapes_are_those_of_the_tensors(pruned: Path) -> None:

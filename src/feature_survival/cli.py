@@ -254,7 +254,18 @@ def quick(
     run(ROOT, into, override or [])
 
 
-@app.command()
+@app.command(
+    help=(
+        "Ask of YOUR compressed model what the studies asked: does an SAE of the base still work on it?\n\n"
+        "Any checkpoint of the base's architecture and shapes will do: dense weights with zeros, or quantized ones "
+        "that transformers can dequantize. Both models are held in memory at once.\n\n"
+        "Without an SAE: sparsity of every tensor, perplexity. With --sae: what it leaves of both models, which "
+        "features fire differently, and on what. With --train-sae (five SAEs, kept in the folder saes): survival, "
+        "beside what two SAEs of the base reach, and chance. Both may be given.\n\n"
+        "Example: feature-survival audit --base models/llama --compressed models/llama-50 --sae saes/llama-6 "
+        "--site resid_post.6 --text news.jsonl --out report"
+    )
+)
 def audit(
     base: Annotated[str, typer.Option(help="the model before: a folder in hub layout, or repository@revision")],
     compressed: Annotated[str, typer.Option(help="the model after, made by any tool: likewise")],
@@ -279,18 +290,7 @@ def audit(
     k: Annotated[int, typer.Option(help="of trained SAEs: active features a token")] = 32,
     learning_rate: Annotated[float | None, typer.Option(help="of trained SAEs; by itself from their width")] = None,
 ) -> None:
-    """Ask of YOUR compressed model what the studies asked: does an SAE of the base still work on it?
-
-    Any checkpoint of the base's architecture and shapes will do: dense weights with zeros, or quantized ones that
-    transformers can dequantize. Both models are held in memory at once.
-
-    Without an SAE: sparsity of every tensor, perplexity. With --sae: what it leaves of both models, which features
-    fire differently, and on what. With --train-sae (five SAEs, kept in the folder saes): survival, beside what two
-    SAEs of the base reach and what chance does. Both may be given.
-
-    Example: feature-survival audit --base models/llama --compressed models/llama-50 --sae saes/llama-6
-    --site resid_post.6 --text news.jsonl --out report
-    """
+    """Audit a user's own compressed model; without a grid, without params.yaml."""
     options = dict(locals())
     from feature_survival.audit import run
     from feature_survival.audit.request import Request

@@ -89,9 +89,12 @@ def run(request: Request) -> Result:
 
 @contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
-    """A folder inside `out` that is gone afterwards; an `out` made for it too, where it stays empty."""
+    """A folder inside `out` that is gone afterwards, with what a kill left of an earlier one; an `out` that stays empty
+    goes too."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for leftover in out.glob(f"{SCRATCH}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         folder = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=out)
     except OSError as error:
         raise InputError(f"--out: {out}: not a folder that can be written ({error.strerror})") from None
@@ -121,7 +124,11 @@ def _gather(request: Request, scratch: Path) -> Inputs:
         metadata = read_json(folder / "cfg.json").get("metadata") or {}
         sae_site = site_named(metadata.get("hook_name"))
     vocabulary = read_vocabulary(base)
-    return Inputs(base, compressed, vocabulary, site, read(request, vocabulary, scratch), sae, sae_site)
+    words = read(request, vocabulary, scratch)
+    highest, room = max(int(of.tokens.max()) for of in words.values()), model.get_input_embeddings().num_embeddings
+    if highest >= room:
+        raise InputError(f"--base: {base}: its tokenizer gives token {highest}, its model has {room}")
+    return Inputs(base, compressed, vocabulary, site, words, sae, sae_site)
 
 
 def _sae_folder(name: str, scratch: Path) -> Path:

@@ -60,8 +60,8 @@ def _reasons(sae: dict[str, Any]) -> list[str]:
         f"It leaves {compressed:.1%} of the variance unexplained on the compressed model and {base:.1%} on the base; "
         f"it counts as viable up to {VIABLE:g} times the base's, {VIABLE * base:.1%}.",
         f"{kept['count']} of {kept['of']} alive features ({kept['share']:.0%}, 95% interval {kept['low']:.0%} to "
-        f"{kept['high']:.0%}) fire alike in both models: their activations correlate above {KEPT:g}. Up to {FEW:.0%} "
-        f"of others count as few. {fixed['damaged']['count']} are damaged.",
+        f"{kept['high']:.0%}) fire alike in both models: their activations correlate above {KEPT:g}. The SAE counts "
+        f"as working where at most {FEW:.0%} do not. {fixed['damaged']['count']} are damaged.",
     ]
 
 
