@@ -513,6 +513,18 @@ def test_a_failed_audit_leaves_the_last_one_as_it_was(cli: Cli, bench: Bench, pr
     assert contents(tmp_path / "out") == before
 
 
+def test_memory_that_runs_out_is_told_in_one_line_with_what_to_lower(
+    cli: Cli, bench: Bench, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(audit, "load", full)
+    ended = cli(tmp_path, *bench.options(pruned, tmp_path / "out"))
+    assert ended.code == 2 and ended.err == "error: audit: out of memory on cpu; lower --batch (16)\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_a_kill_left_is_cleared_away(cli: Cli, bench: Bench, pruned: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / ".audit-killed" / "base").mkdir(parents=True)
     audited(cli, bench, pruned, tmp_path / "out")

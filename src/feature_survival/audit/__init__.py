@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 import feature_survival
 from feature_survival.activations import Shards, measure_normalization, write_shards
 from feature_survival.artifacts import atomic_directory, atomic_file, read_json, write_json
@@ -29,7 +27,7 @@ from feature_survival.corpus import Vocabulary, read_vocabulary
 from feature_survival.hub import fetch_sae
 from feature_survival.metrics.reconstruction import measure_reconstruction
 from feature_survival.metrics.transfer import measure_transfer
-from feature_survival.models import load
+from feature_survival.models import compute_device, is_out_of_memory, load
 from feature_survival.progress import progress
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
@@ -78,8 +76,10 @@ def run(request: Request) -> Result:
             if request.train_sae:
                 with atomic_directory(out / SAES) as folder:
                     shutil.copytree(scratch / SAES, folder, dirs_exist_ok=True)
-    except torch.OutOfMemoryError:
-        raise InputError(f"audit: out of memory on the GPU; lower --batch ({request.batch}), or --device cpu") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"audit: out of memory on {compute_device()}; lower --batch ({request.batch})") from None
     page, numbers = out / "audit.html", out / "audit.json"
     with atomic_file(numbers) as json_file, atomic_file(page) as html_file:
         write_json(json_file, report)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from feature_survival.artifacts import read_json
 from feature_survival.catalogue import Dtype, Site
 from feature_survival.hub import fetch_model
-from feature_survival.models import COMMIT, adapter_for, blocks, compute_device, load, prunable
+from feature_survival.models import COMMIT, adapter_for, blocks, compute_device, is_out_of_memory, load, prunable
 from feature_survival.schema import InputError
 
 if TYPE_CHECKING:
@@ -157,6 +157,8 @@ def _dequantized(folder: Path, dtype: Dtype, described: dict[str, Any]) -> PreTr
         if not all(parameter.is_floating_point() for parameter in model.parameters()):
             raise ValueError("packed weights remain")
     except Exception as error:  # each quantizer raises its own
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"--compressed: {folder} is quantized ({method}), which cannot be undone here ({_line(error)}); "
             "save a dequantized checkpoint and audit that"

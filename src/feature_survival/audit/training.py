@@ -97,6 +97,7 @@ def survival(trained: Trained, rows: int) -> list[dict[str, Any]]:
     lives = {seed: alive(of.dense.firing_rate, rows) for seed, of in trained.transfers.items()}
     found = [*_between(trained.base, trained.compressed, lives, is_control=False)]
     found += _between(trained.base, trained.base, lives, is_control=True)
+    found.sort(key=lambda row: PAIRINGS.index(row["pairing"]))  # a ceiling below its pairing
     chance = []
     for number, (seed, sae) in enumerate(trained.base.items()):
         floor = random_dictionary(len(sae.W_dec), len(sae.b_dec), RANDOM_SEEDS + number)
