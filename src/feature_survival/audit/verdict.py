@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from feature_survival.catalogue import Site
-from feature_survival.thresholds import KEPT, VIABLE
+from feature_survival.thresholds import DAMAGED, KEPT, VIABLE
 
 FEW = 0.10  # of the alive features; where more fire differently, an SAE that reconstructs still has changed meaning
 POOR = 0.5  # FVU on the base from which an SAE says too little about either model
@@ -19,7 +19,7 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
     ratio = report["language"]["ratio"]
     speech = (
         f"Perplexity on this text goes from {report['language']['base']['perplexity']:.4g} to "
-        f"{report['language']['compressed']['perplexity']:.4g}, {ratio:.3g} times the base's."
+        f"{report['language']['compressed']['perplexity']:.4g}, {ratio:.4g} times the base's."
     )
     sparsity = (
         f"{report['weights']['achieved_sparsity']:.1%} of the prunable weights are exactly zero, "
@@ -61,7 +61,7 @@ def _reasons(sae: dict[str, Any]) -> list[str]:
         f"it counts as viable up to {VIABLE:g} times the base's, {VIABLE * base:.1%}.",
         f"{kept['count']} of {kept['of']} alive features ({kept['share']:.0%}, 95% interval {kept['low']:.0%} to "
         f"{kept['high']:.0%}) fire alike in both models: their activations correlate above {KEPT:g}. The SAE counts "
-        f"as working where at most {FEW:.0%} do not. {fixed['damaged']['count']} are damaged.",
+        f"as working where at most {FEW:.0%} do not. Damaged, below {DAMAGED:g}: {fixed['damaged']['count']}.",
     ]
 
 
