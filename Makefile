@@ -1,5 +1,5 @@
-# One command each; every one makes the environment it needs. Only Python >= 3.11, make and git are presupposed.
-PYTHON ?= python3
+# One command each; every one makes the environment it needs. Only Python 3.11, make and git are presupposed.
+PYTHON ?= $(shell python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo python3 || echo python3.11)
 VENV   ?= .venv
 FIG    ?= survival
 
@@ -19,8 +19,8 @@ help: ## this list
 env: $(VENV)/.complete ## the environment: every package as pinned in requirements.lock (about 2 minutes)
 
 $(VENV)/.complete: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python >= 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 is needed (wheels for another make another corpus): make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "environment: $(VENV), about 230 packages as pinned in requirements.lock; quiet for about 2 minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
