@@ -36,6 +36,7 @@ ORDER = [
     "tables",
     "claims",
     "stages",
+    "plan",
     "audit",
     "remotes",
     "quick",

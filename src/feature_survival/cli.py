@@ -89,6 +89,31 @@ def _check_recipes(params: Params) -> None:
 
 
 @app.command()
+def plan(
+    models: Annotated[
+        str, typer.Option(help="names with commas, each planned as if both studies had it; else study.bases")
+    ] = "",
+    device: Annotated[str, typer.Option(help="h200, h100, a100-80, l4, rtx-4090 or cpu-2")] = "cpu-2",
+    price: Annotated[float | None, typer.Option(help="of the machine, USD an hour")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="rows as JSON: bytes, seconds, USD")] = False,
+) -> None:
+    """What the grid would take on a device: FLOPs, disk, memory, time, cost; runs nothing, downloads nothing."""
+    import json
+
+    from rich.console import Console
+
+    from feature_survival.plan import assumptions, estimate, warnings
+    from feature_survival.plan.report import write
+
+    rows = estimate(_params(), [name.strip() for name in models.split(",") if name.strip()], device, price)
+    if as_json:
+        content = {"assumed": assumptions(device), "too_large": warnings(rows, device)}
+        typer.echo(json.dumps({**content, "rows": [row._asdict() for row in rows]}, indent=2))
+    else:
+        write(rows, device, Console(width=None if sys.stdout.isatty() else 100))
+
+
+@app.command()
 def data(
     force: Annotated[bool, typer.Option(help="rebuild even where data/ is what params.yaml asks for")] = False,
 ) -> None:

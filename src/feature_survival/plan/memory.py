@@ -1,0 +1,233 @@
+"""What each stage holds at its heaviest moments, and the setting that makes a moment lighter.
+
+Counted: weights, what waits in lists, the largest temporaries of a batch, files that are mapped. Not counted: what the
+allocator keeps back. `benchmarks/memory.py` checks it on a model of 300M parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from feature_survival.compression.methods import METHODS
+from feature_survival.metrics.transfer import CHUNK
+from feature_survival.plan.devices import Device
+from feature_survival.plan.shape import DOUBLE, FLOAT
+from feature_survival.plan.work import HALF, Plan, form_bytes, settings_at, ways
+from feature_survival.recipes import Recipe
+
+RUNTIME = 0.45e9  # bytes of Python, torch and transformers before anything is computed: measured
+ROWS = 16384  # activations that stages metrics and variants encode at a time
+NORMALIZED = 65536  # activations that are normalised at a time
+SPLICED = 20  # bytes a logit: both log-probabilities, and three temporaries of their divergence
+
+
+class Moment(NamedTuple):
+    """Bytes held at once."""
+
+    what: str
+    device: float
+    host: float = 0.0  # beside the libraries, and beside the device's where that is the host
+    setting: str = ""  # to lower for less
+
+
+class Peak(NamedTuple):
+    """The most that a stage holds, on either side, and the moment at which the device holds it."""
+
+    device: float
+    host: float
+    moment: Moment
+
+
+def peak(plan: Plan, stage: str, device: Device) -> Peak:
+    """The heaviest moments of one of `work.STAGES`. A device that is the host has one memory for both; a GPU's weights
+    pass through the host's."""
+    moments = list(_MOMENTS[stage](plan))
+    most = max(moments, key=lambda moment: moment.device + moment.host * device.is_host)
+    if device.is_host:
+        total = RUNTIME + most.device + most.host
+        return Peak(total, total, most)
+    loaded = plan.shape.weights if stage not in ("base", "sae") else 0
+    return Peak(most.device, RUNTIME + loaded + max(moment.host for moment in moments), most)
+
+
+def _loaded(plan: Plan, beside: float = 0.0) -> Moment:
+    """Weights, and where they are of another type than the checkpoint's, the mapped file."""
+    of_hub = plan.params.model(plan.name).weights.hub is not None
+    stored = 0 if of_hub or plan.shape.item == HALF else plan.shape.parameters * HALF
+    return Moment("loading the model", plan.shape.weights + beside, stored)
+
+
+def _base(plan: Plan) -> Iterator[Moment]:
+    """Trained here: weights, gradients and two moments in float32; inner states of all blocks; logits four times."""
+    training, shape = plan.params.model(plan.name).weights.training, plan.shape
+    if training is None:
+        yield Moment("downloading", 0.0)
+        return
+    tokens = training.batch_windows * plan.params.window
+    inner = shape.blocks * tokens * (20 * shape.width + 6 * shape.inner) * HALF
+    logits = tokens * shape.vocabulary * 4 * FLOAT
+    total = 4 * FLOAT * shape.parameters + inner + logits
+    yield Moment("training", total, 0.0, f"models.{plan.name}.weights.training.batch_windows")
+
+
+def _prune(plan: Plan) -> Iterator[Moment]:
+    """The model, and all forms of a condition. While a block is calibrated: hidden states of all windows, a batch of
+    them inside the block, sums over its inputs, its dense weights; then temporaries of one matrix."""
+    settings, shape, window = plan.params.prune, plan.shape, plan.params.window
+    yield _loaded(plan)
+    batch = settings.batch_windows * window
+    inside = shape.activations(batch, window) + 2 * batch * shape.inner * FLOAT
+    on_host = settings.hidden_states == "host"
+    for recipe in plan.conditions().values():
+        method, maps = METHODS[recipe.method], shape.block.values()
+        held = shape.weights + shape.blocks * sum(_form(recipe, *weight) for weight in maps)
+        yield Moment("writing a condition", held, shape.blocks * sum(form_bytes(recipe, *weight) for weight in maps))
+        if recipe.group == "model":  # scores of all matrices, joined, sorted
+            held += shape.prunable * (2 * FLOAT + FLOAT + 8)
+        compressing = max(_temporary(recipe, *weight) for weight in maps)
+        if not method.needs_inputs:
+            yield Moment("compressing a matrix", held + compressing)
+            continue
+        hidden = settings.calibration_windows * window * shape.width * shape.item
+        held += shape.block_numel * shape.item * recipe.sequential + (0 if on_host else hidden)
+        held += sum(columns**2 for _, columns in maps) * DOUBLE * method.needs_gram
+        gathering = 2 * shape.inner**2 * DOUBLE * method.needs_gram
+        setting = "prune.batch_windows" if on_host else "prune.hidden_states (host)"
+        waiting = hidden if on_host else 0
+        yield Moment("compressing a matrix", held + compressing, waiting, "" if on_host else setting)
+        yield Moment("calibrating a block", held + inside + gathering, waiting, setting)
+
+
+def _form(recipe: Recipe, rows: int, columns: int) -> float:
+    """One weight's form in memory: masks take a byte a weight, so do codes."""
+    match recipe.method:
+        case "svd" | "activation-svd":
+            return form_bytes(recipe, rows, columns)
+        case "sparsegpt":
+            return rows * columns * (1 + HALF * (1 - recipe.sparsity))
+        case "rtn" | "awq":
+            return rows * columns * (1 + HALF / recipe.quantization_group)
+    return rows * columns
+
+
+def _temporary(recipe: Recipe, rows: int, columns: int) -> float:
+    """Bytes while one matrix is compressed: float32 scores and their order; float64 work of the other methods."""
+    numel, square = rows * columns, columns**2 * DOUBLE
+    match recipe.method:
+        case "sparsegpt":
+            return 2 * numel * DOUBLE + 6 * square
+        case "awq":
+            return 6 * numel * DOUBLE + square
+        case "svd":
+            return 5 * numel * DOUBLE
+        case "activation-svd":
+            return 5 * numel * DOUBLE + 4 * square
+    return numel * (2 * FLOAT + FLOAT + 8)
+
+
+def _reading(plan: Plan, site: str, windows: int, beside: float) -> Iterator[Moment]:
+    """Activations of one shard, joined, while a batch is in the model."""
+    settings, shape, window = plan.params.activations, plan.shape, plan.params.window
+    width, batch = plan.width_at(site), settings.batch_windows * window
+    shard = min(settings.shard_windows, windows) * (window - 1) * width * HALF
+    inside = shape.activations(batch, window) + batch * width * FLOAT
+    yield Moment("a batch of windows", shape.weights + beside + shard + inside, 0.0, "activations.batch_windows")
+    yield Moment("joining a shard", shape.weights + beside + 2 * shard, shard, "activations.shard_windows")
+
+
+def _cache(plan: Plan) -> Iterator[Moment]:
+    """The model, a shard; then the normalisation in float64, over the mapped split."""
+    settings, site = plan.params.activations, plan.params.study.site
+    yield _loaded(plan)
+    yield from _reading(plan, site, settings.sae_windows, 0.0)
+    rows, width = settings.sae_windows * (plan.params.window - 1), plan.width_at(site)
+    sums = min(rows, NORMALIZED) * width * (FLOAT + 2 * DOUBLE)
+    yield Moment("normalising", plan.shape.weights, sums + rows * width * HALF, "activations.sae_windows")
+
+
+def training(width: int, features: int, batch: int) -> float:
+    """An SAE in training: weights, gradients, two moments, where decoder rows started; ten times a batch's codes."""
+    return (4 * 2 + 1) * width * features * FLOAT + 10 * batch * features * FLOAT
+
+
+def _sae(plan: Plan) -> Iterator[Moment]:
+    """The SAE; the mapped activations; its weights once more as they are written."""
+    settings, width = plan.params.sae, plan.width_at(plan.params.study.site)
+    features, rows = settings.expansion * width, plan.params.activations.sae_windows * (plan.params.window - 1)
+    mapped = rows * (width * HALF + 8)
+    written = width * features * 2 * HALF
+    yield Moment("a step", training(width, features, settings.batch_tokens), mapped + written, "sae.batch_tokens")
+
+
+def _predicting(plan: Plan, windows: int, window: int) -> float:
+    """A batch's cross-entropy: logits, in float32, and their logarithms; without the last position, copied."""
+    each = 3 * FLOAT if plan.shape.item == FLOAT else 2 * FLOAT
+    return plan.shape.weights + windows * window * plan.shape.vocabulary * each
+
+
+def _metrics(plan: Plan) -> Iterator[Moment]:
+    """All SAEs of a cell in float32, and in turn: two models' codes; all cosines of two SAEs, on the host in float64
+    twice; the model with log-probabilities of a batch."""
+    params, shape, settings = plan.params, plan.shape, plan.params.metrics
+    width, batch = plan.width_at(params.study.site), params.activations.batch_windows
+    features, rows = params.sae.expansion * width, params.activations.evaluation_windows * (params.window - 1)
+    count = len(params.seeds.dense) + max(len(params.sae_seeds(name)) for name in params.study.conditions)
+    saes, mapped = count * 2 * width * features * FLOAT, 2 * rows * width * HALF
+    yield _loaded(plan, saes)
+    yield Moment("transfer", saes + _codes(rows, width, features), mapped)
+    cosines = features * features
+    yield Moment("matching", saes + cosines * FLOAT, mapped + cosines * 2 * DOUBLE, "sae.expansion")
+    yield from _splicing(plan, shape.weights + saes, mapped)
+    if _running(plan):
+        text = _predicting(plan, batch, settings.perplexity.window)
+        yield Moment("perplexity", saes + text, mapped, "activations.batch_windows")
+
+
+def _running(plan: Plan) -> bool:
+    hub = plan.params.model(plan.name).weights.hub
+    return hub is not None and hub.text.perplexity is not None
+
+
+def _codes(rows: int, width: int, features: int) -> float:
+    """Encoding activations a piece at a time: what TopK sees; dense codes of two models and their products."""
+    encoding = min(rows, ROWS) * (features * FLOAT + width * 3 * DOUBLE)
+    return max(encoding, min(rows, CHUNK) * features * 6 * DOUBLE)
+
+
+def _splicing(plan: Plan, held: float, mapped: float) -> Iterator[Moment]:
+    """Beside what is held: log-probabilities of a batch of windows, with and without a splice."""
+    params, shape = plan.params, plan.shape
+    tokens = params.activations.batch_windows * params.window
+    yield Moment("splicing", held + tokens * shape.vocabulary * SPLICED, mapped, "activations.batch_windows")
+
+
+def _variants(plan: Plan) -> Iterator[Moment]:
+    """The dense model and a compressed one; every SAE of both; their mapped activations; codes of all probed tokens."""
+    params, study = plan.params, plan.params.variants
+    for site in study.sites:
+        width, levels = plan.width_at(site), len(study.levels)
+        rows = (study.sae_windows + study.evaluation_windows) * (params.window - 1)
+        settings = settings_at(plan, site)
+        dense = [settings[0]] * (len(study.seeds) - 1) + settings
+        others = [settings[0]] * (1 + ways(plan, study.condition) * levels)
+        others += [of for of in settings[1:] for _ in range(1 + levels)]
+        saes = sum(2 * width * of.expansion * width * FLOAT for of in (*dense, *others))
+        held, mapped = 2 * plan.shape.weights + saes, 2 * rows * width * HALF
+        features = params.sae.expansion * width
+        yield from _reading(plan, site, study.sae_windows, plan.shape.weights + saes)
+        yield Moment("a step", held + training(width, features, params.sae.batch_tokens), mapped, "sae.batch_tokens")
+        yield Moment("encoding", held + _codes(rows, width, features), mapped)
+        yield from _splicing(plan, held, mapped)
+        probed = study.probe_windows * (params.window - 1) * (features * 2 + width * 4) * FLOAT
+        yield Moment("what latents mean", held + probed, mapped, "variants.probe_windows")
+
+
+_MOMENTS: dict[str, Callable[[Plan], Iterator[Moment]]] = {
+    "base": _base,
+    "prune": _prune,
+    "cache": _cache,
+    "sae": _sae,
+    "metrics": _metrics,
+    "variants": _variants,
+}
