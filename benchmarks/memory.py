@@ -125,7 +125,7 @@ def make_project(project: Path, layers: int) -> None:
 
     (project / "data").mkdir()
     words = [line for file in sorted((TOP / "src").rglob("*.py")) for line in file.read_text().split()]
-    drawn = random.Random(0)
+    drawn = random.Random(0)  # noqa: S311
     for split in ("lm", "calibration", "sae", "evaluation"):
         lines = [json.dumps({"id": f"{n}", "text": " ".join(drawn.choices(words, k=400))}) for n in range(100)]
         (project / "data" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
@@ -138,18 +138,27 @@ def make_project(project: Path, layers: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>").save_pretrained(base)
 
 
+# A process that is forked from a large one counts the large one's memory as its own: a small one stands between.
+BETWEEN = """
+import resource, subprocess, sys
+code = subprocess.run([sys.executable, "-c", "from feature_survival.cli import main; main()", *sys.argv[1:]]).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
 def measure(project: Path, *command: str) -> float:
     """Peak resident bytes of `feature-survival ...`, run in the project."""
-    code = "from feature_survival.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *command],
+    ended = subprocess.run(
+        [sys.executable, "-c", BETWEEN, *command],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(TOP / "src")},
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"error: {' '.join(command)} ended with status {status}")
-    return used.ru_maxrss * 1024
+    if ended.returncode:
+        raise SystemExit(f"error: {' '.join(command)} ended with status {ended.returncode}")
+    return int(ended.stdout.split()[-1]) * 1024
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from feature_survival.config import Params
-from feature_survival.plan.devices import DEVICES, Device, Work
+from feature_survival.plan.devices import DEVICES, Device
 from feature_survival.plan.memory import RUNTIME, peak
 from feature_survival.plan.work import STAGES, Plan
 from feature_survival.schema import InputError, unknown
@@ -70,18 +70,37 @@ def _row(plan: Plan, stage: str, device: Device, price: float | None) -> Row:
     work, kept, processes = plan.stage(stage)
     seconds = device.seconds(work, processes)
     held = peak(plan, stage, device)
-    cost = None if price is None else seconds / 3600 * price
-    memory = held.device, held.host
-    return Row(plan.name, stage, work.flops, work.read, work.written, kept, *memory, seconds, cost, held.moment.setting)
+    return Row(
+        plan.name,
+        stage,
+        work.flops,
+        work.read,
+        work.written,
+        kept,
+        held.device,
+        held.host,
+        seconds,
+        None if price is None else seconds / 3600 * price,
+        held.moment.setting,
+    )
 
 
 def total(name: str, rows: list[Row]) -> Row:
     """Sums, and the largest memory."""
-    sums = [sum(getattr(row, key) for row in rows) for key in ("flops", "read", "written", "kept")]
-    device, host = (max(getattr(row, key) for row in rows) for key in ("device_memory", "host_memory"))
     costs = [row.cost for row in rows if row.cost is not None]
-    seconds = sum(row.seconds for row in rows)
-    return Row(name, TOTAL, *sums, device, host, seconds, sum(costs) if costs else None, "")
+    return Row(
+        name,
+        TOTAL,
+        sum(row.flops for row in rows),
+        sum(row.read for row in rows),
+        sum(row.written for row in rows),
+        sum(row.kept for row in rows),
+        max(row.device_memory for row in rows),
+        max(row.host_memory for row in rows),
+        sum(row.seconds for row in rows),
+        sum(costs) if costs else None,
+        "",
+    )
 
 
 def warnings(rows: list[Row], device: str) -> list[str]:

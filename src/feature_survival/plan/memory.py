@@ -16,6 +16,7 @@ from feature_survival.plan.shape import DOUBLE, FLOAT
 from feature_survival.plan.work import HALF, Plan, form_bytes, settings_at, ways
 from feature_survival.recipes import Recipe
 
+SAE_LENS = 0.09e9  # bytes of sae-lens, where SAEs are trained: measured
 RUNTIME = 0.45e9  # bytes of Python, torch and transformers before anything is computed: measured
 ROWS = 16384  # activations that stages metrics and variants encode at a time
 NORMALIZED = 65536  # activations that are normalised at a time
@@ -147,8 +148,9 @@ def _cache(plan: Plan) -> Iterator[Moment]:
 
 
 def training(width: int, features: int, batch: int) -> float:
-    """An SAE in training: weights, gradients, two moments, where decoder rows started; ten times a batch's codes."""
-    return (4 * 2 + 1) * width * features * FLOAT + 10 * batch * features * FLOAT
+    """An SAE in training: weights, gradients, two moments, where decoder rows started, the optimiser's temporaries (15
+    times a matrix); ten times a batch's codes: both measured."""
+    return (15 * width + 10 * batch) * features * FLOAT
 
 
 def _sae(plan: Plan) -> Iterator[Moment]:
@@ -157,7 +159,9 @@ def _sae(plan: Plan) -> Iterator[Moment]:
     features, rows = settings.expansion * width, plan.params.activations.sae_windows * (plan.params.window - 1)
     mapped = rows * (width * HALF + 8)
     written = width * features * 2 * HALF
-    yield Moment("a step", training(width, features, settings.batch_tokens), mapped + written, "sae.batch_tokens")
+    yield Moment(
+        "a step", training(width, features, settings.batch_tokens), SAE_LENS + mapped + written, "sae.batch_tokens"
+    )
 
 
 def _predicting(plan: Plan, windows: int, window: int) -> float:
@@ -213,7 +217,7 @@ def _variants(plan: Plan) -> Iterator[Moment]:
         others = [settings[0]] * (1 + ways(plan, study.condition) * levels)
         others += [of for of in settings[1:] for _ in range(1 + levels)]
         saes = sum(2 * width * of.expansion * width * FLOAT for of in (*dense, *others))
-        held, mapped = 2 * plan.shape.weights + saes, 2 * rows * width * HALF
+        held, mapped = 2 * plan.shape.weights + saes, SAE_LENS + 2 * rows * width * HALF
         features = params.sae.expansion * width
         yield from _reading(plan, site, study.sae_windows, plan.shape.weights + saes)
         yield Moment("a step", held + training(width, features, params.sae.batch_tokens), mapped, "sae.batch_tokens")
