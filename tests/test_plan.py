@@ -262,8 +262,8 @@ def test_the_tables_are_legible_at_100_columns_and_json_says_the_same(cli: Cli) 
     assert said["too_large"]
 
 
-def test_stages_hold_as_much_memory_as_planned(tmp_path: Path) -> None:
-    """Two blocks of 16.8M parameters and their embedding, in processes of their own; 300M: `benchmarks/memory.py`."""
+def test_a_stage_holds_as_much_memory_as_planned(tmp_path: Path) -> None:
+    """Two blocks of 16.8M parameters and their embedding, in a process of its own; 300M: `benchmarks/memory.py`."""
     spec = importlib.util.spec_from_file_location("memory_benchmark", TOP / "benchmarks" / "memory.py")
     assert spec
     assert spec.loader
@@ -273,7 +273,5 @@ def test_stages_hold_as_much_memory_as_planned(tmp_path: Path) -> None:
     benchmark.make_project(tmp_path, 2)
     benchmark.write_params(tmp_path, 2, "float32", "magnitude-50", "device")
     plan = Plan.of(load(tmp_path / "params.yaml"), benchmark.MODEL)
-    for stage, rest in (("prune", []), ("cache", ["magnitude-50"])):
-        found = benchmark.measure(tmp_path, stage, benchmark.MODEL, *rest) - RUNTIME
-        planned = peak(plan, stage, DEVICES["cpu-2"]).host - RUNTIME
-        assert planned == pytest.approx(found, rel=0.25), stage
+    found = benchmark.measure(tmp_path, "prune", benchmark.MODEL) - RUNTIME
+    assert peak(plan, "prune", DEVICES["cpu-2"]).host - RUNTIME == pytest.approx(found, rel=0.2)

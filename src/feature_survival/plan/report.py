@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +15,8 @@ def write(rows: list[Row], device: str, console: Console) -> None:
     """One row a model and stage, totals, what the figures rest on, and what does not fit."""
     priced = any(row.cost is not None for row in rows)
     sums = [row for row in rows if row.stage == TOTAL]
-    table = Table(title="Disk in GB; peak memory of device and host in GiB" + "; cost in USD" * priced)
+    title = "Disk in GB; peak memory of device and host in GiB" + "; cost in USD" * priced
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in COLUMNS[: None if priced else -1]:
         table.add_column(column, justify="left" if column in ("model", "stage") else "right", no_wrap=True)
     for row in rows:
@@ -36,8 +38,8 @@ def cells(row: Row, priced: bool) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """In minutes up to two hours, in hours up to two days, then in days."""
-    for size, unit, most in ((60, "min", 120), (3600, "h", 48)):
+    """In minutes up to an hour and a half, in hours up to two days, then in days."""
+    for size, unit, most in ((60, "min", 90), (3600, "h", 48)):
         if seconds < size * most:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds / 86400:.1f} d"
