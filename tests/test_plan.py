@@ -212,9 +212,7 @@ def test_more_conditions_never_need_less_disk(nano: Plan, names: set[str]) -> No
 
 def test_what_does_not_fit_is_named_with_the_setting_to_lower(params: Params) -> None:
     lines = warnings(estimate(params, ["gemma-2-2b"], "l4"), "l4")
-    assert any(
-        re.fullmatch(r"gemma-2-2b metrics: .* GiB, l4 has 22; lower activations.batch_windows", x) for x in lines
-    )
+    assert any(re.fullmatch(r"gemma-2-2b variants: .* GiB, l4 has 22; lower variants.probe_windows", x) for x in lines)
     assert not warnings(estimate(params, [], "cpu-2"), "cpu-2")
 
 
