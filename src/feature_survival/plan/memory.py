@@ -184,7 +184,8 @@ def _metrics(plan: Plan) -> Iterator[Moment]:
     yield Moment("matching", saes + cosines * FLOAT, mapped + cosines * 2 * DOUBLE, "sae.expansion")
     yield from _splicing(plan, shape.weights + saes, mapped)
     if _running(plan):
-        text = _predicting(plan, batch, settings.perplexity.window)
+        long = settings.perplexity.window
+        text = _predicting(plan, max(1, batch * params.window // long), long)
         yield Moment("perplexity", saes + text, mapped, "activations.batch_windows")
 
 

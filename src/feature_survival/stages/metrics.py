@@ -82,7 +82,9 @@ def _own_text_entropy(params: Params, cell: Cell, model: PreTrainedModel) -> flo
         return None
     text, settings = text_folder(cell.root, cell.model), params.metrics.perplexity
     found = strided_windows(text, "perplexity", read_vocabulary(cell.base), settings.window, settings.stride)
-    return strided_cross_entropy(model, *found, params.activations.batch_windows)
+    # Windows are longer here: a batch holds as many tokens as elsewhere.
+    batch = max(1, params.activations.batch_windows * params.window // settings.window)
+    return strided_cross_entropy(model, *found, batch)
 
 
 def _tokens(params: Params, cell: Cell) -> Tensor:
