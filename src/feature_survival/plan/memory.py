@@ -15,10 +15,10 @@ from feature_survival.plan.devices import Device
 from feature_survival.plan.shape import DOUBLE, FLOAT
 from feature_survival.plan.work import HALF, Plan, form_bytes, settings_at, ways
 from feature_survival.recipes import Recipe
+from feature_survival.stages.metrics import ROWS
 
 SAE_LENS = 0.09e9  # bytes of sae-lens, where SAEs are trained: measured
 RUNTIME = 0.45e9  # bytes of Python, torch and transformers before anything is computed: measured
-ROWS = 16384  # activations that stages metrics and variants encode at a time
 NORMALIZED = 65536  # activations that are normalised at a time
 SPLICED = 20  # bytes a logit: both log-probabilities, and three temporaries of their divergence
 
@@ -86,7 +86,7 @@ def _prune(plan: Plan) -> Iterator[Moment]:
         yield Moment("writing a condition", held, shape.blocks * sum(form_bytes(recipe, *weight) for weight in maps))
         if recipe.group == "model":  # scores of all matrices, joined, sorted
             held += shape.prunable * (2 * FLOAT + FLOAT + 8)
-        compressing = max(_temporary(recipe, *weight) for weight in maps)
+        compressing = 2 * max(_temporary(recipe, *weight) for weight in maps)  # the allocator keeps one set back
         if not method.needs_inputs:
             yield Moment("compressing a matrix", held + compressing)
             continue

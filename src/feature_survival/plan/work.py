@@ -6,6 +6,7 @@ from math import ceil
 from typing import NamedTuple
 
 from feature_survival.compression.methods import METHODS, rank_of
+from feature_survival.compression.quantize import ALPHAS
 from feature_survival.config import Params, Sae
 from feature_survival.metrics import PARTS, SAE_SCORES
 from feature_survival.metrics.survival import pairs
@@ -17,7 +18,6 @@ from feature_survival.recipes import Recipe
 STAGES = ("base", "prune", "cache", "sae", "metrics", "variants")
 HALF = 2  # bytes of what is stored in half precision: bases, activations, SAEs
 PERPLEXITY_TOKENS = 300_000  # of the running text (WikiText-2's test split): an assumption
-CANDIDATES = 20  # scales that AWQ tries
 PROBING = 1.5e-4  # seconds on the host an SAE and token, for all probes: measured on the default grid
 
 
@@ -131,7 +131,7 @@ def _compressed(recipe: Recipe, rows: int, columns: int) -> Work:
         case "sparsegpt":
             return Work(double=4 / 3 * columns**3 + rows * columns**2, moved=numel * 100 * DOUBLE)
         case "awq":
-            return Work(double=CANDIDATES * 2 * rows * columns**2, moved=CANDIDATES * numel * 60)
+            return Work(double=len(ALPHAS) * 2 * rows * columns**2, moved=len(ALPHAS) * numel * 60)
         case "svd" | "activation-svd":
             short, long = sorted((rows, columns))
             svd = Work(
