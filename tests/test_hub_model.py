@@ -135,7 +135,7 @@ def test_a_published_model_goes_through_every_stage_with_no_network_after_the_fi
     assert found["dense"]["tokens"] == 8 * 15  # of the budget's window
     model = load(published.repositories[MODEL], "bfloat16")
     ids = read_vocabulary(base).tokenizer.encode(texts["perplexity"][0], add_special_tokens=False).ids
-    assert found["dense"]["perplexity"] == pytest.approx(slow_perplexity(model, ids), rel=1e-2)
+    assert found["dense"]["text_perplexity"] == pytest.approx(slow_perplexity(model, ids), rel=1e-2)
 
     variants = pd.read_parquet(project / "artifacts" / "variants" / "tiny" / "resid_post" / "variants.parquet")
     released = variants[(variants["sae"] == "released") & (variants["condition"] == "wanda-50")]

@@ -34,14 +34,15 @@ def write_shards(
 ) -> int:
     """Cache a split as `<split>-00000.safetensors`, ...; returns the number of rows written.
 
-    tokens: int64 [windows, position]. Each shard holds `activations` float16 [rows, width]: position 0 of
+    tokens: int64 [windows, position]. Each shard holds `activations` [rows, width], float16, or bfloat16 where that is
+    the model's own type and so loses nothing: position 0 of
     every window (the attention sink, whose norm dwarfs the rest) is dropped, order is that of the tokens.
     InputError where activations are not finite in half precision.
     """
-    shards = tokens.split(shard_windows)
+    shards, half = tokens.split(shard_windows), torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float16
     rows = 0
     for number, shard in enumerate(progress(shards, f"cache {split}", len(shards), "shard")):
-        read = torch.cat([read_site(model, site, chunk)[:, 1:].flatten(0, 1).half() for chunk in shard.split(batch)])
+        read = torch.cat([read_site(model, site, chunk)[:, 1:].flatten(0, 1).to(half) for chunk in shard.split(batch)])
         if not torch.isfinite(read).all():
             raise InputError(f"stage cache: activations at {site} are not finite in half precision ({split} {number})")
         save_file({"activations": read.cpu()}, folder / f"{split}-{number:05d}.safetensors")

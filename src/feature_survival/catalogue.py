@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -25,6 +26,8 @@ def _device(text: str) -> str:
 Commit = Annotated[str, AfterValidator(_commit)]
 Device = Annotated[str, AfterValidator(_device)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+# Points by TransformerLens's names.
+_HOOKS = {"hook_resid_post": "resid_post", "hook_mlp_out": "mlp_out", "hook_attn_out": "attn_out", "hook_z": "attn_z"}
 BUDGETED = ("window", "prune", "activations", "sae", "metrics", "variants")  # what a model's budget may change
 
 
@@ -48,6 +51,18 @@ class Site(NamedTuple):
         return cls(found[1], int(found[2]))
 
 
+def site_named(hook: object) -> str | None:
+    """The site that an SAE's configuration names, ours or as TransformerLens writes it; None where it names none."""
+    text = str(hook)
+    found = re.fullmatch(r"blocks\.(\d+)\.(?:attn\.)?(\w+)", text)
+    if found:
+        return f"{_HOOKS[found[2]]}.{found[1]}" if found[2] in _HOOKS else text
+    try:
+        return str(Site.parse(text))
+    except ValueError:
+        return None
+
+
 class Training(Section):
     """How a miniature base model is trained (AdamW, linear warm-up, cosine decay to a tenth of the peak)."""
 
@@ -68,6 +83,12 @@ class Text(Section):
     column: str
     revision: Commit | None = None  # None for a local folder only
     documents: PositiveInt | None = None  # the first so many; None takes all
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Text:
+        if self.revision is None and not Path(self.dataset).exists():
+            raise ValueError(f"revision is missing; {self.dataset} is no folder or file here, and a hub's moves")
+        return self
 
 
 class Texts(Section):

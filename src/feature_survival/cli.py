@@ -36,7 +36,7 @@ LOWER = {
     "cache": "activations.batch_windows or activations.shard_windows",
     "sae": "sae.batch_tokens or sae.expansion",
     "metrics": "activations.batch_windows or sae.expansion",
-    "variants": "activations.batch_windows or sae.expansion",
+    "variants": "activations.batch_windows, variants.probe_windows or sae.expansion",
 }
 ROOT = Path()  # stages are started at the repository's top, as DVC does
 
@@ -84,8 +84,9 @@ def _check_recipes(params: Params) -> None:
         with torch.device("meta"):
             weights = prunable_weights(build(params.model(name)))
         shapes = {weight: tuple(w.shape) for weight, w in weights.items()}
-        for condition in params.compressed():
-            check_fits(params.recipe(condition), shapes, f"params.yaml: conditions.{condition} on {name}")
+        own = params.for_model(name)
+        for condition in own.compressed():
+            check_fits(own.recipe(condition), shapes, f"params.yaml: conditions.{condition} on {name}")
 
 
 @app.command()
@@ -137,7 +138,7 @@ def base(model: ModelName) -> None:
 
 def _model_stage(stage: str, model: str) -> None:
     """Check the name, then run one of the stages that work on a model."""
-    _run(stage, _params().for_model(model), ROOT, model)
+    _run(stage, model, _params().for_model(model), ROOT, model)
 
 
 def _cell_stage(stage: str, model: str, condition: str) -> None:
@@ -146,11 +147,11 @@ def _cell_stage(stage: str, model: str, condition: str) -> None:
 
     params = _params().for_model(model)
     params.recipe(condition)
-    _run(stage, params, Cell(ROOT, model, condition))
+    _run(stage, model, params, Cell(ROOT, model, condition))
 
 
-def _run(stage: str, params: Params, *where: object) -> None:
-    """Start a stage, once its names are known to be right."""
+def _run(stage: str, model: str, params: Params, *where: object) -> None:
+    """Start a stage on what there is of a model, once its names are known to be right."""
     from importlib import import_module
 
     from feature_survival.models import compute_device, is_out_of_memory, use_device
@@ -163,7 +164,8 @@ def _run(stage: str, params: Params, *where: object) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(f"stage {stage}: out of memory on {compute_device()}; lower {LOWER[stage]}") from None
+        place = f" (models.{model}.budget)" if params.model(model).budget else ""
+        raise InputError(f"stage {stage}: out of memory on {compute_device()}; lower {LOWER[stage]}{place}") from None
 
 
 @app.command()
@@ -199,7 +201,7 @@ def variants(
 
     params = _params().for_model(model)
     params.model(model).site(site)
-    _run("variants", params, Place(ROOT, model, site))
+    _run("variants", model, params, Place(ROOT, model, site))
 
 
 @app.command()

@@ -227,6 +227,8 @@ class Params(Section):
             ("variants.compressors", variants.compressors, self.conditions),
         ):
             for name in names:
+                if name not in known and name in self.models:
+                    raise ValueError(f"{key}: {name!r} is used and not among study.bases; add it there")
                 if name not in known:
                     raise ValueError(str(unknown(key, name, list(known))))
         for key, models, sites in (

@@ -183,7 +183,8 @@ def documents(path: Path) -> Iterator[str]:
                     ) from None
                 yield text
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run: make data") from None
+        advice = "make data, or the base stage of a hub model"
+        raise InputError(f"{path}: no such file; run: {advice}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; run: feature-survival data --force") from None
 
@@ -211,6 +212,16 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     if not isinstance(bos, int):
         raise InputError(f"{folder / 'config.json'}: bos_token_id is {bos!r}; allowed: the number of a token")
     return Vocabulary(tokenizer, bos)
+
+
+def token_texts(vocabulary: Vocabulary) -> list[str | None]:
+    """What each token stands for inside a text, by number; None for <bos>."""
+    decode, bos = vocabulary.tokenizer.decode, vocabulary.bos
+    # Some decoders strip a text's first space, so each token stands after another one.
+    anchor = vocabulary.tokenizer.encode("a", add_special_tokens=False).ids[-1:]
+    skipped = len(decode(anchor))
+    count = vocabulary.tokenizer.get_vocab_size()
+    return [None if token == bos else decode([*anchor, token])[skipped:] for token in range(count)]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:

@@ -81,7 +81,9 @@ def compute_device() -> torch.device:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the host, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    said = str(error).lower()
+    texts = ("can't allocate memory", "cuda error: out of memory", "cublas_status_alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in said for text in texts)
 
 
 def adapter_for(architecture: str) -> Adapter:
@@ -190,6 +192,16 @@ def prunable_weights(model: PreTrainedModel) -> dict[str, Tensor]:
         for number, block in enumerate(blocks(model))
         for name, weight in prunable(block).items()
     }
+
+
+def site_width(model: PreTrainedModel, site: Site) -> int:
+    """Width of the activations at a site; InputError where the model has no such block."""
+    stack = blocks(model)
+    if site.block >= len(stack):
+        raise InputError(f"site {site} is beyond the last block; allowed: {site.point}.0 to .{len(stack) - 1}")
+    if site.point == "attn_z":
+        return prunable(stack[site.block])[adapter_for(type(model).__name__).attn_projection].shape[1]
+    return int(model.config.hidden_size)
 
 
 def _submodule(block: nn.Module, path: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Stage `base`: a tokenizer and a miniature language model, trained on the corpus's `lm` split."""
+"""A tokenizer and a miniature language model, trained on the corpus's `lm` split."""
 
 from __future__ import annotations
 

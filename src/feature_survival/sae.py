@@ -23,6 +23,8 @@ from feature_survival.models import compute_device
 from feature_survival.progress import progress
 from feature_survival.schema import InputError
 
+ROWS = 16384  # activations encoded at a time
+
 
 class Dictionary(NamedTuple):
     """An SAE's inference weights. Reads SAELens's files without importing sae-lens (seconds of start-up).

@@ -56,7 +56,7 @@ def models(results: Path) -> pd.DataFrame:
             "class": table["architecture"],
             "parameters": (table["parameters"] / 1e6).map("{:.2f}M".format),
             "vocabulary": table["vocabulary"].map(str),
-            "trained on": (table["training_tokens"] / 1e6).map("{:.1f}M tokens".format),
+            "trained on": _number(table["training_tokens"] / 1e6, "{:.1f}M tokens"),
             "perplexity": table["perplexity"].map("{:.2f}".format),
             "site": table["site"] + " (" + table["site_width"].map(str) + ")",
             "SAE width": table["sae_width"].map(str),

@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import feature_survival
 from feature_survival.activations import Shards, measure_normalization, write_shards
 from feature_survival.artifacts import atomic_directory, atomic_file, read_json, write_json
-from feature_survival.audit.checkpoint import check_alike, load_dense, locate, outline, site_width
+from feature_survival.audit.checkpoint import check_alike, load_dense, locate, outline
 from feature_survival.audit.features import describe, rank
 from feature_survival.audit.measure import fixed_dictionary, language, quality
 from feature_survival.audit.page import render
 from feature_survival.audit.request import Request
 from feature_survival.audit.text import Words, read
 from feature_survival.audit.training import BASE, BASE_SEEDS, COMPRESSED, Trained, survival, train
-from feature_survival.audit.verdict import FEW, POOR, judge, site_named
+from feature_survival.audit.verdict import FEW, POOR, judge
 from feature_survival.audit.weights import compare
-from feature_survival.catalogue import Site
+from feature_survival.catalogue import Site, site_named
 from feature_survival.corpus import Vocabulary, read_vocabulary
 from feature_survival.hub import fetch_sae
+from feature_survival.metrics import RETRAINED
 from feature_survival.metrics.reconstruction import measure_reconstruction
 from feature_survival.metrics.transfer import measure_transfer
-from feature_survival.models import compute_device, is_out_of_memory, load
+from feature_survival.models import compute_device, is_out_of_memory, load, site_width
 from feature_survival.progress import progress
-from feature_survival.sae import Dictionary
+from feature_survival.sae import ROWS, Dictionary
 from feature_survival.schema import InputError
-from feature_survival.stages.metrics import ROWS
 from feature_survival.thresholds import DAMAGED, KEPT, MAIN_TAU, VIABLE
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ SPLICES = 192  # windows in which SAEs are spliced into a model
 SHARD = 512  # windows a file of activations
 SCRATCH = ".audit-"  # leads the name of a folder of activations, gone when the audit ends
 SAES = "saes"  # folder of those that were trained
-RETRAINED = "retrained"
 
 
 class Inputs(NamedTuple):

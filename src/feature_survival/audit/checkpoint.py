@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from feature_survival.artifacts import read_json
-from feature_survival.catalogue import Dtype, Site
+from feature_survival.catalogue import Dtype
 from feature_survival.hub import fetch_model
-from feature_survival.models import COMMIT, adapter_for, blocks, compute_device, is_out_of_memory, load, prunable
+from feature_survival.models import COMMIT, adapter_for, compute_device, is_out_of_memory, load
 from feature_survival.schema import InputError
 
 if TYPE_CHECKING:
@@ -71,16 +71,6 @@ def _architecture(folder: Path) -> str:
     config = read_json(folder / "config.json")
     named = config.get("architectures") if isinstance(config, dict) else None
     return str(named[0]) if isinstance(named, list) and named else "(none named)"
-
-
-def site_width(model: PreTrainedModel, site: Site) -> int:
-    """Width of the activations at a site; InputError where the model has no such block."""
-    stack = blocks(model)
-    if site.block >= len(stack):
-        raise InputError(f"--site: {site} is beyond the last block; allowed: {site.point}.0 to .{len(stack) - 1}")
-    if site.point == "attn_z":
-        return prunable(stack[site.block])[adapter_for(type(model).__name__).attn_projection].shape[1]
-    return int(model.config.hidden_size)
 
 
 def check_alike(base: Path, compressed: Path, model: PreTrainedModel) -> None:

@@ -44,8 +44,11 @@ def describe(
 ) -> dict[str, Any]:
     """Both lists with numbers and contexts. shards: activations of base and compressed on `tokens` [windows, position]
     without position 0."""
+    windows, positions = tokens.shape
     chosen = torch.cat([ranked.hardest, ranked.best])
-    before, after = (_activations(sae, chosen, of.batches(CHUNK)).view(len(tokens), -1, len(chosen)) for of in shards)
+    before, after = (
+        _activations(sae, chosen, of.batches(CHUNK)).view(windows, positions - 1, len(chosen)) for of in shards
+    )
     rows = [
         _describe(int(number), transfer, before[..., place], after[..., place], tokens, tokenizer)
         for place, number in enumerate(chosen)

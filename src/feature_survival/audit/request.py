@@ -7,13 +7,16 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from feature_survival.catalogue import Dtype, Site
+from feature_survival.catalogue import Device, Dtype, Site
 from feature_survival.schema import Section
 
 
 def _is_site(text: str) -> str:
     Site.parse(text)
     return text
+
+
+NEEDED = {"evaluation": 2_000, "sae": 10_000}  # tokens; fewer say little
 
 
 class Request(Section):
@@ -26,11 +29,11 @@ class Request(Section):
     site: Annotated[str, AfterValidator(_is_site)]
     text: Path
     out: Path
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    device: Device
     dtype: Dtype  # in which both models run; auto: that of the base checkpoint
     window: Annotated[int, Field(ge=3)]  # tokens, <bos> included
-    tokens: PositiveInt  # the most that are measured on
-    sae_tokens: PositiveInt  # the most that SAEs are trained on
+    tokens: Annotated[int, Field(ge=NEEDED["evaluation"])]  # the most that are measured on
+    sae_tokens: Annotated[int, Field(ge=NEEDED["sae"])]  # the most that SAEs are trained on
     batch: PositiveInt  # windows through a model at a time
     expansion: PositiveInt  # of the SAEs trained
     k: PositiveInt

@@ -18,9 +18,9 @@ from feature_survival.metrics.reconstruction import alive
 from feature_survival.metrics.survival import FIXED, PAIRINGS, RANDOM, pairs
 from feature_survival.metrics.transfer import Transfer, measure_transfer
 from feature_survival.progress import progress
-from feature_survival.sae import Dictionary, train_sae
+from feature_survival.sae import ROWS, Dictionary, train_sae
 from feature_survival.schema import InputError
-from feature_survival.stages.metrics import RANDOM_SEEDS, ROWS
+from feature_survival.stages.metrics import RANDOM_SEEDS
 from feature_survival.stats import cluster_bootstrap
 from feature_survival.thresholds import KEPT, MAIN_TAU
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from feature_survival.catalogue import Site
 from feature_survival.thresholds import DAMAGED, KEPT, VIABLE
 
 FEW = 0.10  # of the alive features; where more fire differently, an SAE that reconstructs still has changed meaning
 POOR = 0.5  # FVU on the base from which an SAE says too little about either model
 WORKS, DIFFERS, FAILS, UNFIT, NONE = "works", "differs", "fails", "unfit", "no SAE"
-_HOOKS = {"hook_resid_post": "resid_post", "hook_mlp_out": "mlp_out", "hook_attn_out": "attn_out", "hook_z": "attn_z"}
 
 
 def judge(report: dict[str, Any]) -> dict[str, Any]:
@@ -100,15 +97,3 @@ def _caveats(report: dict[str, Any]) -> list[str]:
             "pairing in which they share nothing, beside its ceiling."
         )
     return found
-
-
-def site_named(hook: object) -> str | None:
-    """The site that an SAE's configuration names, ours or as TransformerLens writes it; None where it names none."""
-    text = str(hook)
-    found = re.fullmatch(r"blocks\.(\d+)\.(?:attn\.)?(\w+)", text)
-    if found:
-        return f"{_HOOKS[found[2]]}.{found[1]}" if found[2] in _HOOKS else text
-    try:
-        return str(Site.parse(text))
-    except ValueError:
-        return None

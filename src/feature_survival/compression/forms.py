@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FULL_BITS = 16  # of a weight that is kept as it is: bases are stored in bfloat16
+FULL_BITS = 16  # of a weight that is kept as it is, whatever type its checkpoint has
 
 
 class Form(Protocol):

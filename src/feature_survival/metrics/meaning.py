@@ -59,6 +59,7 @@ def prepare(
     """
     fit = torch.arange(len(tokens)) < len(tokens) // 2
     x = torch.cat([read_site(model, site, chunk)[:, 1:] for chunk in tokens.split(batch)])
+    mean = mean.to(x.device)
     letters = most_frequent(attributes[FIRST_LETTER][tokens[fit][:, 1:]].flatten(), LETTERS)
 
     def half(windows: Tensor) -> Half:

@@ -15,7 +15,7 @@ from feature_survival.plan.devices import Device
 from feature_survival.plan.shape import DOUBLE, FLOAT
 from feature_survival.plan.work import HALF, Plan, form_bytes, settings_at, ways
 from feature_survival.recipes import Recipe
-from feature_survival.stages.metrics import ROWS
+from feature_survival.sae import ROWS
 
 SAE_LENS = 0.09e9  # bytes of sae-lens, where SAEs are trained: measured
 RUNTIME = 0.45e9  # bytes of Python, torch and transformers before anything is computed: measured

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from feature_survival.artifacts import atomic_directory, atomic_file, base_folder, training_log, write_json
-from feature_survival.catalogue import Hub, Model, Text, Texts
+import torch
+
+from feature_survival.artifacts import atomic_directory, atomic_file, base_folder, read_json, training_log, write_json
+from feature_survival.catalogue import Hub, Model, Text, Texts, site_named
 from feature_survival.config import Params
 from feature_survival.corpus import read_vocabulary, write_documents
 from feature_survival.hub import fetch_model, fetch_sae, stream_documents
-from feature_survival.models import COMMIT
+from feature_survival.models import COMMIT, build, site_width
 from feature_survival.pretrain import LOG_COLUMNS, make_base
 from feature_survival.progress import progress
+from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
 
 
@@ -51,17 +54,30 @@ def fetch_base(name: str, spec: Model, hub: Hub, folder: Path) -> None:
         whole = source.model_copy(update={"documents": None})
         stream = opened.setdefault(whole, stream_documents(whole))
         texts = list(progress(islice(stream, source.documents), f"{name} {split}", source.documents, "document"))
-        if source.documents and len(texts) < source.documents:
+        if len(texts) < (source.documents or 1):
             raise InputError(
-                f"models.{name}.weights.hub.text.{split}: {source.documents} documents asked, {source.dataset} has "
-                f"{len(texts)} left"
+                f"models.{name}.weights.hub.text.{split}: {source.documents or 1} documents asked, {source.dataset} "
+                f"has {len(texts)} left"
             )
         texts = texts if split != "perplexity" else ["\n\n".join(texts)]
         numbered = {f"{source.dataset} {number}": text for number, text in enumerate(texts)}
         write_documents(folder / "text" / f"{split}.jsonl", numbered)
     for site, sae in hub.saes.items():
         fetch_sae(sae.release, sae.sae_id, folder / "saes" / site)
+        _check_sae(f"models.{name}.weights.hub.saes.{site}", spec, site, folder / "saes" / site)
     write_json(folder / COMMIT, {"repository": hub.repository, "revision": hub.revision})
+
+
+def _check_sae(where: str, spec: Model, site: str, folder: Path) -> None:
+    with torch.device("meta"):
+        width = site_width(build(spec), spec.site(site))
+    reads = site_named((read_json(folder / "cfg.json").get("metadata") or {}).get("hook_name"))
+    if reads is not None and reads != spec.sites[site]:
+        raise InputError(f"{where}: the SAE reads {reads}, the site is {spec.sites[site]}")
+    try:
+        Dictionary.read(folder, width)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _check_configuration(name: str, spec: Model, snapshot: Path) -> None:

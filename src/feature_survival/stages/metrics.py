@@ -34,13 +34,12 @@ from feature_survival.metrics.stability import match, random_sae
 from feature_survival.metrics.survival import ABLATIONS, FEATURE, OUTCOMES, RANDOM, pairs, survival_by_feature
 from feature_survival.metrics.transfer import Transfer, measure_transfer
 from feature_survival.progress import progress
-from feature_survival.sae import Dictionary, read_movement
+from feature_survival.sae import ROWS, Dictionary, read_movement
 from feature_survival.schema import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROWS = 16384  # activations encoded at a time
 RANDOM_SEEDS = 10_000  # far from the SAEs' own: an equal seed draws the numbers an SAE starts from
 
 
@@ -62,29 +61,30 @@ def run(params: Params, cell: Cell) -> None:
     survival = survival_by_feature(matches[matches["alive"]], params.metrics.taus)
     features = features.merge(survival, how="left", on=FEATURE, validate="one_to_one")
     model, tokens = load_compressed(cell, params.model(cell.model).dtype), _tokens(params, cell)
+    numbers = _numbers(params, cell, model, tokens, dense, own, transfers)
     if cell == cell.dense:
+        model = model.float()  # effects are smaller than what half precision rounds off
         site = params.model(cell.model).site(params.study.site)
         effects = [
             _effects(params, site, model, tokens, seed, dense[seed], features) for seed in params.seeds.compressed
         ]
         features = features.merge(pd.concat(effects), how="left", on=FEATURE, validate="one_to_one")
-    numbers = _numbers(params, cell, model, tokens, dense, own, transfers)
     with atomic_directory(cell.metrics) as folder:
         write_json(folder / "metrics.json", numbers)
         features.to_parquet(folder / "features.parquet", index=False)
         matches.drop(columns="alive").to_parquet(folder / "matches.parquet", index=False)
 
 
-def _own_text_entropy(params: Params, cell: Cell, model: PreTrainedModel) -> float | None:
-    """Cross-entropy on a hub model's running text; None where the model has none."""
+def _text_perplexity(params: Params, cell: Cell, model: PreTrainedModel) -> dict[str, float]:
+    """Perplexity on a hub model's running text, as publications give it; nothing where the model has none."""
     hub = params.model(cell.model).weights.hub
     if hub is None or hub.text.perplexity is None:
-        return None
+        return {}
     text, settings = text_folder(cell.root, cell.model), params.metrics.perplexity
     found = strided_windows(text, "perplexity", read_vocabulary(cell.base), settings.window, settings.stride)
     # Windows are longer here: a batch holds as many tokens as elsewhere.
     batch = max(1, params.activations.batch_windows * params.window // settings.window)
-    return strided_cross_entropy(model, *found, batch)
+    return {"text_perplexity": math.exp(strided_cross_entropy(model, *found, batch))}
 
 
 def _tokens(params: Params, cell: Cell) -> Tensor:
@@ -133,7 +133,8 @@ def _numbers(
         "achieved_sparsity": condition["achieved_sparsity"]["all"],
         "bits_per_weight": condition["bits_per_weight"],
         "cross_entropy": entropy,
-        "perplexity": math.exp(_own_text_entropy(params, cell, model) or entropy),
+        "perplexity": math.exp(entropy),
+        **_text_perplexity(params, cell, model),
         "tokens": tokens.shape[0] * (tokens.shape[1] - 1),
         "ce_model": plain,
         "ce_zero": zero,

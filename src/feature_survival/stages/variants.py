@@ -20,7 +20,7 @@ from feature_survival.artifacts import Place, atomic_directory, read_json, relea
 from feature_survival.catalogue import Site
 from feature_survival.compression.condition import load_compressed
 from feature_survival.config import Params, Sae, Seed
-from feature_survival.corpus import read_vocabulary, windows
+from feature_survival.corpus import read_vocabulary, token_texts, windows
 from feature_survival.matching import mutual_cosine
 from feature_survival.metrics import (
     BOTH,
@@ -41,14 +41,13 @@ from feature_survival.metrics.survival import FIXED, pairs
 from feature_survival.metrics.transfer import measure_transfer
 from feature_survival.metrics.variants import Variant, measure_norms, neighbour_cosine, prune_sae, share_left
 from feature_survival.progress import progress
-from feature_survival.sae import Dictionary, train_sae
+from feature_survival.sae import ROWS, Dictionary, train_sae
 from feature_survival.schema import InputError
 from feature_survival.thresholds import KEPT, MAIN_TAU
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROWS = 16384  # activations encoded at a time
 Row = dict[str, object]
 
 
@@ -87,9 +86,9 @@ class Observed(NamedTuple):
 
 
 class Dense(NamedTuple):
-    """The dense model and its SAEs."""
+    """What is kept of the dense model: its SAEs and activations."""
 
-    observed: Observed
+    evaluation: Shards
     normalization: Normalization  # of all activations at the site, whatever model they are of
     saes: dict[tuple[str, Seed], Dictionary]  # by the name of their settings and seed
     lives: dict[Seed, Tensor]  # bool [d_sae]: latents of the standard ones that fire often enough to be counted
@@ -112,13 +111,14 @@ def run(params: Params, place: Place) -> None:
     vocabulary, text = read_vocabulary(place.cell("dense").base), text_folder(place.root, place.model)
     counts = {"sae": study.sae_windows, "evaluation": study.evaluation_windows}
     tokens = {split: windows(text, split, vocabulary, params.window, n) for split, n in counts.items()}
-    decode, n_tokens = vocabulary.tokenizer.decode, vocabulary.tokenizer.get_vocab_size()
-    attributes = token_attributes([None if t == vocabulary.bos else decode([t]) for t in range(n_tokens)])
+    attributes = token_attributes(token_texts(vocabulary))
     site = params.model(place.model).site(place.site)
     with atomic_directory(place.saes) as folder, atomic_directory(place.metrics) as out:
         bench = Bench(params, place, site, tokens, attributes, {STANDARD: standard, **settings}, folder)
-        dense = _dense(bench)
-        found = [_found_on_dense(bench, dense)]
+        on_dense = _observe(bench, "dense")
+        dense = _dense(bench, on_dense)
+        found = [_found_on_dense(bench, dense, on_dense)]
+        del on_dense  # its model need not lie in memory beside every compressed one
         conditions = study.conditions(place.site)
         for condition in progress(conditions, f"variants {place}", len(conditions), "condition"):
             found.append(_found_on(bench, dense, condition))
@@ -128,11 +128,10 @@ def run(params: Params, place: Place) -> None:
         pd.concat([of.latents for of in found]).to_parquet(out / "latents.parquet", index=False)
 
 
-def _dense(bench: Bench) -> Dense:
+def _dense(bench: Bench, observed: Observed) -> Dense:
     """Train the SAEs of the dense model: the standard one with every seed, the others with the first. Where others
     have published one of this site, it stands beside them."""
     seeds = bench.params.variants.seeds
-    observed = _observe(bench, "dense")
     normalization = measure_normalization(observed.train)
     asked = [(name, seed) for name in bench.settings for seed in (seeds if name == STANDARD else seeds[:1])]
     saes = {key: _train(bench, observed, normalization, *key) for key in asked}
@@ -144,14 +143,14 @@ def _dense(bench: Bench) -> Dense:
         for seed in seeds
     }
     lives = {seed: alive(rate, len(observed.evaluation)) for seed, rate in rates.items()}
-    return Dense(observed, normalization, saes, lives)
+    return Dense(observed.evaluation, normalization, saes, lives)
 
 
-def _found_on_dense(bench: Bench, dense: Dense) -> Found:
+def _found_on_dense(bench: Bench, dense: Dense, on: Observed) -> Found:
     """The dense model's SAEs where they come from."""
     saes = {Variant(name, PRETRAINED, seed.name): sae for (name, seed), sae in dense.saes.items()}
-    rows = _measure(bench, dense.observed, saes)
-    return Found(list(rows.values()), _compressor(bench, dense, dense.observed, None, rows), pd.DataFrame())
+    rows = _measure(bench, on, saes)
+    return Found(list(rows.values()), _compressor(bench, dense, on, None, rows), pd.DataFrame())
 
 
 def _found_on(bench: Bench, dense: Dense, condition: str) -> Found:
@@ -214,6 +213,8 @@ def _pruned(
     ways = _ways(bench, on.condition, name)
     if not ways:
         return {}
+    if name == RELEASED:  # it reads activations as they are
+        normalization = Normalization(torch.zeros_like(normalization.mean), 1.0)
     norms = measure_norms(sae, normalization, on.fitted(len(on.evaluation)))
     return {
         Variant(name, PRUNED, study.seeds[0].name, score, part, level): prune_sae(
@@ -288,7 +289,7 @@ def _compressor(
     first = seeds[0]
     batch = bench.params.activations.batch_windows
     described = read_json(bench.place.cell(on.condition).prune / "condition.json")
-    batches = (of.evaluation.batches(ROWS) for of in (dense.observed, on))
+    batches = (of.evaluation.batches(ROWS) for of in (dense, on))
     transfer = measure_transfer(dense.saes[STANDARD, first], *batches)
     row: Row = {
         "condition": on.condition,

@@ -57,7 +57,7 @@ def run(params: Params, root: Path) -> None:
         raise InputError(
             f"results: {len(absent)} of {len(cells)} cells have no metrics: {', '.join(absent)}; run dvc repro"
         )
-    measured = [Measured.read(params, cell) for cell in cells]
+    measured = [Measured.read(params.for_model(cell.model), cell) for cell in cells]
     rows: dict[str, list[Row]] = {name: [] for name in TABLES if name not in variants.TABLES}
     for cell in progress(measured, "summarize", len(measured), "cell"):
         for question in QUESTIONS:

@@ -101,14 +101,15 @@ def _compressors(params: Params, found: pd.DataFrame) -> pd.DataFrame:
     found = found.join(dense, on=["model", "site"], rsuffix="_of_dense")
     rows = []
     for row in found.to_dict("records"):
-        recipe = params.recipe(row["condition"])
+        own = params.for_model(row["model"])
+        recipe = own.recipe(row["condition"])
         described = {
             "model": row["model"],
             "site": row["site"],
             "condition": row["condition"],
             "method": recipe.method,
             "group": recipe.group if METHOD_KEYS[recipe.method] == PRUNING else "",
-            "rung": series_of(params, row["condition"]) in RUNGS,
+            "rung": series_of(own, row["condition"]) in RUNGS,
             "bits_per_weight": row["bits_per_weight"],
             "achieved_sparsity": row["achieved_sparsity"],
             "perplexity": math.exp(row["cross_entropy"]),
