@@ -183,6 +183,8 @@ def _metrics(plan: Plan) -> Iterator[Moment]:
     cosines = features * features
     yield Moment("matching", saes + cosines * FLOAT, mapped + cosines * 2 * DOUBLE, "sae.expansion")
     yield from _splicing(plan, shape.weights + saes, mapped)
+    # Effects are measured in float32.
+    yield from _splicing(plan, shape.weights / shape.item * FLOAT + saes, mapped)
     if _running(plan):
         long = settings.perplexity.window
         text = _predicting(plan, max(1, batch * params.window // long), long)
@@ -208,7 +210,7 @@ def _splicing(plan: Plan, held: float, mapped: float) -> Iterator[Moment]:
 
 
 def _variants(plan: Plan) -> Iterator[Moment]:
-    """The dense model and a compressed one; every SAE of both; their mapped activations; codes of all probed tokens."""
+    """A model; every SAE of both; their mapped activations; codes of all probed tokens."""
     params, study = plan.params, plan.params.variants
     for site in study.sites:
         width, levels = plan.width_at(site), len(study.levels)
@@ -218,7 +220,7 @@ def _variants(plan: Plan) -> Iterator[Moment]:
         others = [settings[0]] * (1 + ways(plan, study.condition) * levels)
         others += [of for of in settings[1:] for _ in range(1 + levels)]
         saes = sum(2 * width * of.expansion * width * FLOAT for of in (*dense, *others))
-        held, mapped = 2 * plan.shape.weights + saes, SAE_LENS + 2 * rows * width * HALF
+        held, mapped = plan.shape.weights + saes, SAE_LENS + 2 * rows * width * HALF
         features = params.sae.expansion * width
         yield from _reading(plan, site, study.sae_windows, plan.shape.weights + saes)
         yield Moment("a step", held + training(width, features, params.sae.batch_tokens), mapped, "sae.batch_tokens")
