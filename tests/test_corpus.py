@@ -12,7 +12,7 @@ import torch
 from conftest import TOP, VOCABULARY, contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from feature_survival.config import Corpus, Shares
 from feature_survival.corpus import (
@@ -26,6 +26,7 @@ from feature_survival.corpus import (
     read_vocabulary,
     split_of,
     strided_windows,
+    token_texts,
     windows,
 )
 from feature_survival.schema import InputError
@@ -159,6 +160,15 @@ def test_windows_hold_the_stream_of_documents_line_by_line_with_bos_at_their_sta
 def test_the_first_windows_asked_for_are_a_prefix_of_all(corpus: Path, tokenizer: Tokenizer, count: int) -> None:
     found = windows(corpus, "sae", Vocabulary(tokenizer, 0), 16, count)
     assert torch.equal(found, windows(corpus, "sae", Vocabulary(tokenizer, 0), 16, None)[:count])
+
+
+def test_tokens_read_as_inside_a_text_even_where_a_decoder_strips_its_first_space(tokenizer: Tokenizer) -> None:
+    stripping = Tokenizer.from_str(tokenizer.to_str())
+    stripping.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(content=" ", left=1)])
+    expected = [None, *(tokenizer.decode([token]) for token in range(1, tokenizer.get_vocab_size()))]
+    assert " the" in expected
+    for each in (tokenizer, stripping):
+        assert token_texts(Vocabulary(each, 0)) == expected
 
 
 @pytest.mark.parametrize(("length", "stride"), [(16, 5), (16, 15), (9, 1), (30, 28)])

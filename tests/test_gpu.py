@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_as_cell
+from conftest import VOCABULARY, save_as_cell
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from feature_survival.catalogue import Site
 from feature_survival.compression.calibrate import compress
+from feature_survival.metrics.attributes import token_attributes
 from feature_survival.metrics.causal import measure_effects
 from feature_survival.metrics.language import mean_cross_entropy
+from feature_survival.metrics.meaning import measure_meaning, prepare
 from feature_survival.metrics.stability import match
 from feature_survival.metrics.transfer import measure_transfer
 from feature_survival.models import load, prunable_weights, use_device
@@ -105,3 +107,16 @@ def test_a_published_checkpoint_is_measured_on_the_gpu_in_its_own_type(
 def test_masks_on_the_gpu_do_not_depend_on_where_hidden_states_wait(llama: PreTrainedModel, tokens: Tensor) -> None:
     on_device, on_host = (compress(llama.to("cuda"), Recipe("wanda", 0.5), tokens, 4, place) for place in (False, True))
     assert all(torch.equal(form.tensors()["mask"], on_host[name].tensors()["mask"]) for name, form in on_device.items())
+
+
+def test_what_latents_mean_is_measured_on_the_gpu_as_on_the_cpu(llama: PreTrainedModel) -> None:
+    kinds = [" {0}b", "{0}b", "{1}b", "7"]
+    texts = [kinds[number % 4].format(chr(97 + number % 5), chr(65 + number % 5)) for number in range(1, VOCABULARY)]
+    attributes = token_attributes([None, *texts])
+    windows = torch.randint(1, VOCABULARY, (64, 16), generator=torch.Generator().manual_seed(0))
+    found = []
+    for device in ("cpu", "cuda"):
+        model = llama.to(device)
+        labelled = prepare(model, Site("resid_post", 1), windows, attributes, torch.zeros(32), 4)
+        found.append(measure_meaning(model, labelled, dictionary(0, device)))
+    assert found[1] == pytest.approx(found[0], abs=0.05, nan_ok=True)

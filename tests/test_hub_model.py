@@ -39,6 +39,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) ->
     sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=32, d_sae=48, apply_b_dec_to_input=False))
     with torch.no_grad():
         sae.threshold.fill_(0.1)
+    sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
     sae.save_model(top / "saes" / "resid_post")
     hub = Hub()
     hub.repositories |= {MODEL: top / "model", SAES: top / "saes"}
@@ -182,6 +183,11 @@ def test_a_published_configuration_that_is_not_the_catalogues_is_refused(
         (("repository",), "lab/none", "no such repository; if private, set HF_TOKEN"),
         (("text", "sae", "documents"), 41, "text.sae: 41 documents asked"),
         (("saes", "resid_post", "sae_id"), "nowhere", f"SAE {SAES}, nowhere"),
+        (
+            ("saes",),
+            {"mlp_out": {"release": SAES, "sae_id": "resid_post"}},
+            "models.tiny.weights.hub.saes.mlp_out: the SAE reads resid_post.1, the site is mlp_out.1",
+        ),
     ],
 )
 def test_what_a_hub_does_not_have_is_named_and_nothing_half_written(

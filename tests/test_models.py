@@ -21,6 +21,7 @@ from feature_survival.models import (
     compute_device,
     cross_entropy,
     head_only_at,
+    is_out_of_memory,
     load,
     log_probabilities,
     prunable_weights,
@@ -270,6 +271,21 @@ def test_a_device_that_is_not_there_is_refused_and_the_cpu_taken_when_asked() ->
     use_device("cpu")
     assert compute_device() == torch.device("cpu")
     use_device("auto")
+
+
+@pytest.mark.parametrize(
+    ("error", "out"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (MemoryError(), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_every_way_of_saying_that_memory_is_short_is_known(error: Exception, out: bool) -> None:
+    assert is_out_of_memory(error) == out
 
 
 def test_a_model_built_twice_from_one_seed_is_the_same() -> None:

@@ -275,6 +275,18 @@ def test_a_pruning_that_differs_from_the_default_is_a_series_of_its_own(
     assert list(series) == ["dense", "magnitude", "wanda group=matrix"]
 
 
+def test_tables_describe_a_model_by_its_own_budget(
+    study: tuple[config.Params, Path], write_params: WriteParams
+) -> None:
+    params, root = study
+    changes: dict[str, Any] = {**TINY_STUDY, **TALL_TOO}
+    changes["models.tiny.budget"] = {"sae.expansion": 3, "activations.sae_windows": 77}
+    summarize.run(config.load(write_params(root, changes)), root)
+    models, name = pd.read_csv(root / "results" / "models.csv").set_index("model"), "tiny"
+    assert models.loc[name, "sae_tokens"] == 77 * (params.window - 1) * params.sae.epochs
+    assert models.loc[name, "sae_width"] == 3 * models.loc[name, "site_width"]
+
+
 def test_with_another_default_group_no_series_is_named_after_it(tmp_path: Path, write_params: WriteParams) -> None:
     params = config.load(write_params(tmp_path, {"prune.group": "matrix"}))
     named = {name: series_of(params, name) for name in ("dense", "wanda-50", "rtn-4", "svd-50", "wanda-2of4")}
