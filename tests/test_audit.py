@@ -449,7 +449,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("a shard missing", {"compressed": bereft}, "no such file; allowed: a checkpoint in safetensors"),
     ("SAE of other width", {"sae": lambda root: planted_sae(root / "wide", 48)}, "the SAE reads 48 inputs, the site"),
     ("SAE missing", {"sae": "nowhere"}, "--sae: nowhere: no such folder; allowed: a folder in SAELens's"),
-    ("site beyond", {"site": "resid_post.3"}, "--site: resid_post.3 is beyond the last block; allowed: resid_post.0"),
+    ("site beyond", {"site": "resid_post.3"}, "site resid_post.3 is beyond the last block; allowed: resid_post.0"),
     ("site unknown", {"site": "resid_pre.1"}, "audit: site: site 'resid_pre.1' is not one of resid_post.L, mlp_out.L"),
     ("text missing", {"text": "nowhere.txt"}, "--text: nowhere.txt: no such file"),
     ("text a folder", {"text": "."}, "--text: .: is a folder"),
@@ -459,10 +459,10 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("text not JSON", {"text": lambda root: written(root, "a.jsonl", b'{"txt": "a"}\n')}, "line 1: not a JSON object"),
     ("window too long", {"window": 64}, "--window: 64 asked, the model has 32 positions"),
     ("window too short", {"window": 2}, "audit: window: input should be greater than or equal to 3, found 2"),
-    ("tokens none", {"tokens": 0}, "audit: tokens: input should be greater than 0, found 0"),
+    ("tokens too few", {"tokens": 100}, "audit: tokens: input should be greater than or equal to 2000, found 100"),
     ("dtype unknown", {"dtype": "int4"}, "audit: dtype: input should be 'auto', 'float32', 'bfloat16' or 'float16'"),
     ("device absent", {"device": "cuda:7"}, "device: 'cuda:7' asked, this machine has"),
-    ("device unknown", {"device": "tpu"}, "audit: device: string should match pattern"),
+    ("device unknown", {"device": "tpu"}, "audit: device: 'tpu' is no device; allowed: auto, cpu, cuda, cuda:N"),
     ("out a file", {"out": lambda root: written(root, "file", b"")}, "not a folder that can be written"),
 ]  # fmt: skip
 

@@ -135,6 +135,8 @@ def slow(
 
 @pytest.mark.parametrize("site", ["resid_post.0", "resid_post.2", "mlp_out.0", "mlp_out.1", "attn_out.1", "attn_z.0"])
 def test_cause_and_isolation_agree_with_full_passes(model: PreTrainedModel, site: str) -> None:
+    if type(model).__name__ == "GPTNeoXForCausalLM" and site == "mlp_out.0":
+        site = "mlp_out.2"  # its first MLP sees the token alone: the slow way could not tell positions apart
     interchange = prepare(model, site)
     generator = torch.Generator().manual_seed(0)
     x = interchange.x_fit
