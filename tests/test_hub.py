@@ -264,7 +264,7 @@ def test_files_and_folders_without_documents_are_refused(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty"):
         read(dataset=str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match="revision is missing; .*absent is no folder or file here"):
+    with pytest.raises(ValueError, match=r"revision is missing; .*absent is no folder or file here"):
         read(dataset=str(tmp_path / "absent"))
     (tmp_path / "broken.jsonl").write_text('{"text": "whole"}\n{"text": "bro')
     with pytest.raises(InputError, match=r"broken\.jsonl"):
