@@ -58,13 +58,13 @@ def load_sae(folder: Path, name: str, device: str) -> Any:
     return load_and_format_sae(name, sae, device)[1]
 
 
-def core(model: Any, sae: Any) -> dict[str, float]:
+def core(model: Any, sae: Any, text: Path) -> dict[str, float]:
     """SAEBench's core metrics by name; special tokens keep their own activations, as in this package's splices."""
     from datasets import load_dataset
     from sae_bench.evals.core.main import CoreEvalConfig, run_evals
     from sae_lens.training.activations_store import ActivationsStore
 
-    texts = load_dataset("json", data_files=str(TOP / "data" / "evaluation.jsonl"), split="train")
+    texts = load_dataset("json", data_files=str(text), split="train")
     store = ActivationsStore.from_sae(model, sae, texts, streaming=False, device=str(sae.device))
     chosen: dict[str, Any] = {f"compute_{metric}": True for metric in METRICS}
     chosen |= {f"n_eval_{part}_batches": BATCHES for part in ("reconstruction", "sparsity_variance")}
@@ -98,11 +98,16 @@ def measure(name: str, folders: list[Path]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base, device = TOP / "artifacts" / name / "base", "cuda" if torch.cuda.is_available() else "cpu"
-    weights = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    pinned = json.loads((base / "hub.json").read_text())  # the commit whose weights lie in the hub's cache
+    published: dict[str, Any] = {"revision": pinned["revision"]}
+    weights = AutoModelForCausalLM.from_pretrained(pinned["repository"], dtype=torch.float32, **published)
+    tokenizer = AutoTokenizer.from_pretrained(pinned["repository"], **published)
     model = HookedTransformer.from_pretrained_no_processing(name, hf_model=weights, tokenizer=tokenizer, device=device)
     saes = {str(folder.relative_to(TOP)): load_sae(folder, name, device) for folder in folders}
-    return {folder: {"core": core(model, sae), **further(name, sae, device)} for folder, sae in saes.items()}
+    return {
+        folder: {"core": core(model, sae, base / "text" / "evaluation.jsonl"), **further(name, sae, device)}
+        for folder, sae in saes.items()
+    }
 
 
 if __name__ == "__main__":
