@@ -38,7 +38,9 @@ ORDER = [
     "stages",
     "plan",
     "audit",
+    "check",
     "remotes",
+    "grid",
     "quick",
     "cli",
 ]

@@ -11,7 +11,7 @@ import typer
 
 from feature_survival.config import Params, load
 from feature_survival.figures import FIGURES
-from feature_survival.schema import InputError, unknown
+from feature_survival.schema import InputError
 
 app = typer.Typer(
     help=(
@@ -58,35 +58,9 @@ def _deterministic() -> None:
 @app.command()
 def check() -> None:
     """Check params.yaml and claims.yaml, and name what the grid holds; changes nothing."""
-    from feature_survival.claims import load as load_claims
+    from feature_survival.check import check
 
-    params = _params()
-    for name in params.study.figures:
-        if name not in FIGURES:
-            raise unknown("params.yaml: study.figures", name, FIGURES)
-    _check_recipes(params)
-    claims = load_claims(ROOT / "claims.yaml")
-    cells = len(params.study.models) * len(params.study.conditions)
-    grid = f"{len(params.study.models)} models x {len(params.study.conditions)} conditions = {cells} cells"
-    sites = f"{len(params.variants.models)} models x {len(params.variants.sites)} sites"
-    compressed = f"{len(params.compressed()) - 1} ways to compress a model"
-    typer.echo(f"params.yaml: {grid}; variants: {sites}; {compressed}; claims.yaml: {len(claims)} claims")
-
-
-def _check_recipes(params: Params) -> None:
-    """Every condition against the shapes of every model's matrices, without their weights."""
-    import torch
-
-    from feature_survival.compression.methods import check_fits
-    from feature_survival.models import build, prunable_weights
-
-    for name in params.study.bases:
-        with torch.device("meta"):
-            weights = prunable_weights(build(params.model(name)))
-        shapes = {weight: tuple(w.shape) for weight, w in weights.items()}
-        own = params.for_model(name)
-        for condition in own.compressed():
-            check_fits(own.recipe(condition), shapes, f"params.yaml: conditions.{condition} on {name}")
+    typer.echo(check(_params(), ROOT))
 
 
 @app.command()
@@ -266,6 +240,18 @@ def pull(
     from feature_survival.remotes import pull
 
     pull(ROOT, remote)
+
+
+@app.command()
+def grid(
+    workers: Annotated[int, typer.Option(help="processes on this machine; one GPU each where there are any")] = 2,
+    scheduler: Annotated[str, typer.Option(help="or the address of a Dask scheduler, tcp://host:8786")] = "",
+    threads: Annotated[int | None, typer.Option(help="of each of `workers`; by itself the cores, evenly")] = None,
+) -> None:
+    """Run what is stale on many workers (dvc repro runs one stage at a time); only the coordinator records."""
+    from feature_survival.grid import run
+
+    raise typer.Exit(run(ROOT, workers, scheduler, threads))
 
 
 @app.command()

@@ -1,0 +1,70 @@
+"""What happens on a worker: a stage's own command, and its end wherever the worker or the coordinator ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(".dvc") / "tmp" / "grid"  # under the checkout: what stages said; the journal
+# The stage, and beside it a watch: its pipe closes when the worker ends, however that dies, and so does the stage.
+GUARD = 'exec 3<&0 </dev/null; (cat <&3; kill -KILL 0) >/dev/null 2>&1 & sh -c "$1" 3<&- & wait $!; exit $?'
+_one_at_a_time = threading.Lock()  # all of a worker's threads are for one stage
+
+
+class Ended(NamedTuple):
+    """How a stage's command ended on a worker."""
+
+    code: int
+    error: str  # the last line of its standard error
+    worker: str
+    start: float  # seconds since the epoch, by the worker's clock
+    end: float
+
+
+def perform(name: str, command: str, root: str, topic: str, devices: list[str]) -> Ended:
+    """On a worker: run a stage's command with the worker's threads, on its own GPU where `devices` has them.
+
+    Ends the command, and all it started, where the coordinator no longer wants it.
+    """
+    from distributed import get_worker
+
+    worker = get_worker()
+    key = worker.get_current_task()
+    threads = str(worker.state.nthreads)
+    log = Path(root) / FOLDER / f"{name}.log"
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": programs, "DVC_ROOT": root, "DVC_STAGE": name}
+    environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = devices[int(worker.name)]
+    if not log.parent.is_dir():
+        message = f"{root}: no such checkout on {socket.gethostname()}; all machines must share it"
+        return Ended(2, message, str(worker.name), time.time(), time.time())
+    with _one_at_a_time, log.open("wb") as stderr:
+        worker.log_event(topic, {"stage": name, "on": str(worker.name)})
+        start = time.time()
+        with subprocess.Popen(
+            ["sh", "-c", GUARD, name, command],
+            cwd=root,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        ) as running:
+            while running.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.wait(0.2)
+                task = worker.state.tasks.get(key)
+                if running.returncode is None and (task is None or task.state == "cancelled"):
+                    os.killpg(running.pid, signal.SIGKILL)
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return Ended(running.returncode, lines[-1] if lines else "", str(worker.name), start, time.time())
