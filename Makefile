@@ -2,11 +2,12 @@
 PYTHON ?= $(shell python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo python3 || echo python3.11)
 VENV   ?= .venv
 FIG    ?= survival
+WORKERS ?= 2
 
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce quick test lint figure tables saebench gpu-check docker-check lock
+.PHONY: help env data reproduce grid quick test lint figure tables saebench gpu-check docker-check lock
 
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
@@ -35,6 +36,11 @@ data: env ## the corpus, from the docstrings of the pinned packages (about 15 se
 reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of claims (about an hour and a half)
 	@$(BIN)/feature-survival check
 	@$(BIN)/dvc repro
+	@$(BIN)/feature-survival verdicts
+
+grid: data ## the same on many workers: WORKERS=2 on this machine, or SCHEDULER=tcp://host:8786 (REPRODUCE.md)
+	@$(BIN)/feature-survival check
+	@$(BIN)/feature-survival grid $(if $(SCHEDULER),--scheduler $(SCHEDULER),--workers $(WORKERS) $(if $(THREADS),--threads $(THREADS)))
 	@$(BIN)/feature-survival verdicts
 
 quick: env ## a first look in minutes: a nano model through the same stages, in the scratch clone .quick/

@@ -19,7 +19,7 @@ from conftest import TINY_STUDY, TOP, contents
 from distributed import LocalCluster
 from ruamel.yaml import YAML
 
-from feature_survival.grid import TIMELINE
+from feature_survival.artifacts import timeline
 from feature_survival.grid import _devices as grid_devices
 
 PROGRAMS = Path(sys.executable).parent
@@ -81,6 +81,13 @@ def processes_of(running: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(running.pid).children(recursive=True)
 
 
+def stage_processes(below: psutil.Process, stage: str) -> list[psutil.Process]:
+    """The process that a worker started for a stage, and all below it; it carries the stage's name."""
+    found = [process for process in below.children(recursive=True) if stage in process.cmdline()]
+    (first,) = (process for process in found if process.parent() not in found)
+    return [first, *first.children(recursive=True)]
+
+
 def assert_gone(processes: list[psutil.Process]) -> None:
     assert psutil.wait_procs(processes, timeout=20)[1] == []
 
@@ -99,7 +106,7 @@ def ran(lines: list[str]) -> list[str]:
 def outcome(folder: Path) -> dict[str, bytes]:
     """What a grid leaves: artifacts and dvc.lock, not its time line."""
     left = {f"artifacts/{name}": content for name, content in contents(folder / "artifacts").items()}
-    left.pop(str(TIMELINE), None)
+    left.pop(str(timeline(Path())), None)
     return {**left, "dvc.lock": (folder / "dvc.lock").read_bytes()}
 
 
@@ -149,7 +156,7 @@ def test_two_workers_leave_what_dvc_repro_leaves_byte_for_byte(serial, parallel)
 
 
 def test_the_time_line_has_every_stage_after_those_it_reads(parallel):
-    rows = pd.read_csv(parallel[0] / TIMELINE).set_index("stage")
+    rows = pd.read_csv(timeline(parallel[0])).set_index("stage")
     assert set(rows.index) == RUN and set(rows["worker"]) == {0, 1}
     assert (rows["start"] < rows["end"]).all()
     for cell in ("tiny-dense", "tiny-wanda-50"):
@@ -171,11 +178,9 @@ def test_a_killed_worker_costs_its_stage_and_a_killed_coordinator_what_was_runni
     folder = fresh("killed")
     with started(folder) as running:
         lines_until(running, "prune@tiny", "begins")
-        processes = processes_of(running)
-        (stage,) = (process for process in processes if process.cmdline()[-2:] == ["prune", "tiny"][-2:])
-        (worker,) = (process for process in stage.parents() if process.ppid() == running.pid)
-        worker.kill()
-        assert_gone([stage])
+        stage = stage_processes(psutil.Process(running.pid), "prune@tiny")
+        stage[0].parent().kill()
+        assert_gone(stage)
         lines = lines_until(running, "cache@tiny", " s on worker ")
         assert next(line.split()[0] for line in lines if "begins" in line) == "prune@tiny"  # again
         processes = processes_of(running)
@@ -261,13 +266,9 @@ def test_a_scheduler_s_workers_have_their_threads_and_stop_when_the_coordinator_
         options = ("--scheduler", cluster.scheduler_address)
         with started(folder, *options) as running:
             lines_until(running, "slow", "begins")
-            (stage,) = (
-                process
-                for process in psutil.Process().children(recursive=True)
-                if WAIT in process.cmdline() and process.parent().parent().name() != "sh"
-            )
+            stage = stage_processes(psutil.Process(), "slow")
             running.kill()
-        assert_gone([stage])
+        assert_gone(stage)
         (folder / "go").touch()
         assert grid(folder, *options).returncode == 0
     assert (folder / "waited").read_text() == "3\n"

@@ -9,6 +9,7 @@
 `artifacts/<model>/variants/<site>`        SAEs of the second study: of the dense model, and of every compressed one
 `artifacts/variants/<model>/<site>`        variants.parquet, compressors.parquet, latents.parquet
 `artifacts/training/<model>.csv`           losses of the base model
+`artifacts/timeline.csv`                   when each stage of the last grid on many workers ran
 `results/`, `paper_figures/`               tidy tables; figures and printed tables
 """
 
@@ -94,6 +95,11 @@ def text_folder(root: Path, model: str) -> Path:
 def training_log(root: Path, model: str) -> Path:
     """A model's training log."""
     return root / "artifacts" / "training" / f"{model}.csv"
+
+
+def timeline(root: Path) -> Path:
+    """Which worker ran which stage, and when, in the last grid on many workers; no output of DVC's."""
+    return root / "artifacts" / "timeline.csv"
 
 
 class Place(NamedTuple):

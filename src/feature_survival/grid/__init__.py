@@ -24,13 +24,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from feature_survival.artifacts import atomic_file
+from feature_survival.artifacts import atomic_file, timeline
 from feature_survival.config import load
 from feature_survival.grid.book import Book, open_book
 from feature_survival.grid.worker import Ended, perform
 from feature_survival.schema import InputError
 
-TIMELINE = Path("artifacts") / "timeline.csv"  # git ignores it, and it is no output of DVC's
 RETRIES = 2  # of a stage whose worker died
 INTERRUPTED = 130
 
@@ -198,7 +197,7 @@ class _Grid:
     def _sum_up(self) -> int:
         """Write the time line, say what came out."""
         if self.times:
-            with atomic_file(self.book.root / TIMELINE) as partial, partial.open("w", newline="") as file:
+            with atomic_file(timeline(self.book.root)) as partial, partial.open("w", newline="") as file:
                 rows = ((name, worker, f"{start:.2f}", f"{end:.2f}") for name, worker, start, end in self.times)
                 csv.writer(file, lineterminator="\n").writerows([("stage", "worker", "start", "end"), *rows])
         skipped = [stage.addressing for stage in self.book.plan if stage not in self.settled | self.failed.keys()]
@@ -206,7 +205,7 @@ class _Grid:
         self._say(
             f"{len(self.times)} stages run in {time.time() - self.began:.0f} s, {work:.0f} s of work; "
             f"{len(self.failed)} failed; {len(skipped)} skipped; "
-            f"{len(self.settled)} of {len(self.book.plan)} up to date" + (f"; {TIMELINE}" if self.times else "")
+            f"{len(self.settled)} of {len(self.book.plan)} up to date" + (f"; {timeline(Path())}" if self.times else "")
         )
         if skipped:
             self._say(f"not run, as they depend on a failed one: {', '.join(skipped)}", error=True)

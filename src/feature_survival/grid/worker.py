@@ -49,7 +49,6 @@ def perform(name: str, command: str, root: str, topic: str, devices: list[str]) 
         message = f"{root}: no such checkout on {socket.gethostname()}; all machines must share it"
         return Ended(2, message, str(worker.name), time.time(), time.time())
     with _one_at_a_time, log.open("wb") as stderr:
-        worker.log_event(topic, {"stage": name, "on": str(worker.name)})
         start = time.time()
         with subprocess.Popen(
             ["sh", "-c", GUARD, name, command],
@@ -60,6 +59,7 @@ def perform(name: str, command: str, root: str, topic: str, devices: list[str]) 
             stderr=stderr,
             start_new_session=True,
         ) as running:
+            worker.log_event(topic, {"stage": name, "on": str(worker.name)})
             while running.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     running.wait(0.2)
