@@ -246,7 +246,9 @@ def pull(
 def grid(
     workers: Annotated[int, typer.Option(help="processes on this machine; one GPU each where there are any")] = 2,
     scheduler: Annotated[str, typer.Option(help="or the address of a Dask scheduler, tcp://host:8786")] = "",
-    threads: Annotated[int | None, typer.Option(help="of each of `workers`; by itself the cores, evenly")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="of each stage; by itself its worker's share of the cores")
+    ] = None,
 ) -> None:
     """Run what is stale on many workers (dvc repro runs one stage at a time); only the coordinator records."""
     from feature_survival.grid import run

@@ -48,10 +48,9 @@ def _devices(device: str) -> list[str]:
 
 
 @contextmanager
-def _client(scheduler: str, workers: int, threads: int | None, devices: list[str]) -> Iterator[Any]:
+def _client(scheduler: str, workers: int, devices: list[str]) -> Iterator[Any]:
     """A client of the scheduler at an address, or of workers on this machine."""
     import dask
-    from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
     from distributed.comm import get_address_host_port
 
@@ -61,7 +60,7 @@ def _client(scheduler: str, workers: int, threads: int | None, devices: list[str
             stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": RETRIES}))
             where = LocalCluster(
                 n_workers=workers,
-                threads_per_worker=threads or max(1, CPU_COUNT // workers),
+                threads_per_worker=1,  # one stage at a time
                 processes=True,
                 memory_limit=0,  # stages are processes of their own
                 resources={"GPU": 1} if devices else {},
@@ -80,8 +79,8 @@ def _client(scheduler: str, workers: int, threads: int | None, devices: list[str
 class _Grid:
     """One run: hands stages out as they get ready, and records those that end."""
 
-    def __init__(self, book: Book, client: Any, devices: list[str]) -> None:
-        self.book, self.client, self.devices = book, client, devices
+    def __init__(self, book: Book, client: Any, threads: int, devices: list[str]) -> None:
+        self.book, self.client, self.threads, self.devices = book, client, threads, devices
         self.topic = f"feature-survival-{uuid.uuid4().hex}"
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         client.subscribe_topic(self.topic, self.events.put)
@@ -93,6 +92,7 @@ class _Grid:
         self.failed: dict[Any, int] = {}
         self.times: list[tuple[str, str, float, float]] = []
         self.bar = tqdm(total=len(book.plan), unit="stage", disable=None, dynamic_ncols=True, leave=False)
+        self.waits = False
         self.began = time.time()
 
     def run(self) -> int:
@@ -104,13 +104,20 @@ class _Grid:
                     self._decide(self.undecided.pop(0))
                 with contextlib.suppress(queue.Empty):  # a worker may have joined
                     self._heed(self.events.get(timeout=0 if self.undecided else 1))
+            return self._sum_up()
         except KeyboardInterrupt:
             self._say(f"interrupted; {len(self.book.recorded)} stages were recorded, `make grid` goes on", error=True)
             return INTERRUPTED
+        except OSError as error:
+            if not self._is_gone():
+                raise
+            raise self._gone() from error
         finally:
-            self.client.cancel(list(self.running))
             self.bar.close()
-        return self._sum_up()
+            if self.times:
+                self._write_times()
+            if not self._is_gone():
+                self.client.cancel(list(self.running))
 
     def _hand_out(self) -> None:
         """One ready stage to every idle worker; where workers have GPUs, to those that do."""
@@ -118,6 +125,9 @@ class _Grid:
             return
         workers = self.client.scheduler_info()["workers"].values()
         needed = {"GPU": 1} if any(worker["resources"].get("GPU") for worker in workers) else {}
+        if not workers and not self.waits:
+            self.waits = True
+            self._say("no worker is there yet; waiting for one")
         places = sum(needed.items() <= worker["resources"].items() for worker in workers)
         for stage in sorted(self.ready, key=self.order.__getitem__)[: max(0, places - len(self.running))]:
             self.ready.remove(stage)
@@ -125,7 +135,7 @@ class _Grid:
             name = stage.addressing
             future = self.client.submit(
                 perform,
-                *(name, command, str(self.book.root), self.topic, self.devices),
+                *(name, command, str(self.book.root), self.topic, self.threads, self.devices),
                 key=f"{name}-{uuid.uuid4().hex}",
                 resources=needed,
                 pure=False,
@@ -165,9 +175,7 @@ class _Grid:
         elif event.status == "finished":
             self._end(stage, event.result())
         else:
-            raise InputError(
-                f"scheduler {self.client.scheduler.address}: gone; `make grid` goes on from what is recorded"
-            )
+            raise self._gone()
         event.release()
 
     def _end(self, stage: Any, ended: Ended) -> None:
@@ -194,12 +202,20 @@ class _Grid:
         self.bar.write(f"error: {line}" if error else line, file=sys.stderr if error else sys.stdout)
         sys.stdout.flush()
 
+    def _is_gone(self) -> bool:
+        """Whether the scheduler has left."""
+        return self.client.status != "running"
+
+    def _gone(self) -> InputError:
+        return InputError("the scheduler is gone; what was finished is recorded, `make grid` goes on from there")
+
+    def _write_times(self) -> None:
+        with atomic_file(timeline(self.book.root)) as partial, partial.open("w", newline="") as file:
+            rows = ((name, worker, f"{start:.2f}", f"{end:.2f}") for name, worker, start, end in self.times)
+            csv.writer(file, lineterminator="\n").writerows([("stage", "worker", "start", "end"), *rows])
+
     def _sum_up(self) -> int:
-        """Write the time line, say what came out."""
-        if self.times:
-            with atomic_file(timeline(self.book.root)) as partial, partial.open("w", newline="") as file:
-                rows = ((name, worker, f"{start:.2f}", f"{end:.2f}") for name, worker, start, end in self.times)
-                csv.writer(file, lineterminator="\n").writerows([("stage", "worker", "start", "end"), *rows])
+        """Say what came out. Returns the exit code."""
         skipped = [stage.addressing for stage in self.book.plan if stage not in self.settled | self.failed.keys()]
         work = sum(end - start for _, _, start, end in self.times)
         self._say(
@@ -213,11 +229,13 @@ class _Grid:
 
 
 def run(root: Path, workers: int, scheduler: str, threads: int | None) -> int:
-    """Run what is stale on `workers` processes of this machine, `threads` each, or on the workers of a scheduler.
+    """Run what is stale on `workers` processes of this machine, or on the workers of a scheduler; `threads` a stage.
 
     Returns the exit code: 0, 2 where stages failed by their input only, 1 where one failed otherwise, 130 where
     interrupted; independent stages finish all the same, and what finished is recorded. InputError before anything runs.
     """
+    from dask.system import CPU_COUNT
+
     device = load(root / "params.yaml").device
     for name, value in (("WORKERS", workers), ("THREADS", threads)):
         if value is not None and value < 1:
@@ -225,9 +243,11 @@ def run(root: Path, workers: int, scheduler: str, threads: int | None) -> int:
     devices = [] if scheduler else _devices(device)
     if devices and workers > len(devices):
         raise InputError(f"WORKERS: {workers} asked, one GPU each; this machine has {len(devices)}")
+    if not scheduler:
+        threads = threads or max(1, CPU_COUNT // workers)
     stop = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's, as Ctrl-C
     try:
-        with _client(scheduler, workers, threads, devices) as client, open_book(root) as book:
-            return _Grid(book, client, devices).run()
+        with _client(scheduler, workers, devices) as client, open_book(root) as book:
+            return _Grid(book, client, threads or 0, devices).run()
     finally:
         signal.signal(signal.SIGTERM, stop)

@@ -73,6 +73,7 @@ class Book:
             return False
         if not stage.changed():
             return False
+        self.recorded.discard(stage)  # from here on it knows its new inputs beside its old outputs
         if self._restore(stage):
             self.record(stage)
             return False
@@ -80,8 +81,10 @@ class Book:
         return True
 
     def _restore(self, stage: Any) -> bool:
-        """Outputs of the same inputs and command from DVC's run cache; as StageCache.restore, but removes no outputs
-        in vain: until a stage replaces them they stay."""
+        """Fetch what the same command made of the same inputs from DVC's run cache, if it is there.
+
+        As DVC's StageCache.restore, which wants the outputs removed first; ours stay until a stage replaces them.
+        """
         from dvc.stage.cache import _can_hash
         from dvc.stage.serialize import to_single_stage_lockfile
 
@@ -104,7 +107,7 @@ class Book:
         return [(path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None for path in paths]
 
     def not_written(self, stage: Any) -> str:
-        """The outputs that a stage which ended well has not written, with commas: `dvc repro` refuses them too."""
+        """The outputs that a stage did not replace, with commas; where `dvc repro` ran it they would be missing."""
         old, new = self.before.pop(stage), self._outputs(stage)
         pairs = zip(stage.outs, old, new, strict=True)
         return ", ".join(str(out) for out, before, after in pairs if after is None or after == before)

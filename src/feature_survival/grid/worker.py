@@ -16,6 +16,7 @@ from typing import NamedTuple
 FOLDER = Path(".dvc") / "tmp" / "grid"  # under the checkout: what stages said; the journal
 # The stage, and beside it a watch: its pipe closes when the worker ends, however that dies, and so does the stage.
 GUARD = 'exec 3<&0 </dev/null; (cat <&3; kill -KILL 0) >/dev/null 2>&1 & sh -c "$1" 3<&- & wait $!; exit $?'
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _one_at_a_time = threading.Lock()  # all of a worker's threads are for one stage
 
 
@@ -29,8 +30,8 @@ class Ended(NamedTuple):
     end: float
 
 
-def perform(name: str, command: str, root: str, topic: str, devices: list[str]) -> Ended:
-    """On a worker: run a stage's command with the worker's threads, on its own GPU where `devices` has them.
+def perform(name: str, command: str, root: str, topic: str, threads: int, devices: list[str]) -> Ended:
+    """On a worker: run a stage's command with `threads` (0: the worker's), on its own GPU where `devices` has them.
 
     Ends the command, and all it started, where the coordinator no longer wants it.
     """
@@ -38,11 +39,12 @@ def perform(name: str, command: str, root: str, topic: str, devices: list[str]) 
 
     worker = get_worker()
     key = worker.get_current_task()
-    threads = str(worker.state.nthreads)
     log = Path(root) / FOLDER / f"{name}.log"
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": programs, "DVC_ROOT": root, "DVC_STAGE": name}
-    environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    environment |= dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads or worker.state.nthreads)
+    )
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = devices[int(worker.name)]
     if not log.parent.is_dir():
