@@ -54,6 +54,7 @@ def _client(scheduler: str, workers: int, devices: list[str]) -> Iterator[Any]:
     from distributed import Client, LocalCluster
     from distributed.comm import get_address_host_port
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         where: Any = scheduler
         if not scheduler:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FOLDER = Path(".dvc") / "tmp" / "grid"  # under the checkout: what stages said; the journal
 # The stage, and beside it a watch: its pipe closes when the worker ends, however that dies, and so does the stage.
@@ -33,9 +33,9 @@ class Ended(NamedTuple):
 def perform(name: str, command: str, root: str, topic: str, threads: int, devices: list[str]) -> Ended:
     """On a worker: run a stage's command with `threads` (0: the worker's), on its own GPU where `devices` has them.
 
-    Ends the command, and all it started, where the coordinator no longer wants it.
+    Ends the command, and all it started, where the coordinator no longer wants it or the worker has to leave.
     """
-    from distributed import get_worker
+    from distributed import Reschedule, get_worker
 
     worker = get_worker()
     key = worker.get_current_task()
@@ -65,8 +65,14 @@ def perform(name: str, command: str, root: str, topic: str, threads: int, device
             while running.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     running.wait(0.2)
-                task = worker.state.tasks.get(key)
-                if running.returncode is None and (task is None or task.state == "cancelled"):
+                if not _is_wanted(worker, key):
                     os.killpg(running.pid, signal.SIGKILL)
+                    raise Reschedule  # to another worker, if this one is about to leave
     lines = log.read_text(errors="replace").strip().splitlines()
     return Ended(running.returncode, lines[-1] if lines else "", str(worker.name), start, time.time())
+
+
+def _is_wanted(worker: Any, key: str) -> bool:
+    """Whether a worker is to go on with a task: not when it was told to leave, nor when the coordinator has."""
+    task = worker.state.tasks.get(key)
+    return not worker.status.name.startswith("clos") and task is not None and task.state != "cancelled"
