@@ -32,6 +32,8 @@ from feature_survival.schema import InputError
 
 RETRIES = 2  # of a stage whose worker died
 INTERRUPTED = 130
+# Seconds a stage takes in the default grid on 2 cores: what has the longest way behind it begins first.
+SECONDS = {"base": 225, "prune": 25, "cache": 12, "sae": 36, "metrics": 35, "variants": 200}
 
 
 def _devices(device: str) -> list[str]:
@@ -85,7 +87,10 @@ class _Grid:
         self.topic = f"feature-survival-{uuid.uuid4().hex}"
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         client.subscribe_topic(self.topic, self.events.put)
-        self.order = {stage: number for number, stage in enumerate(book.plan)}
+        self.rank: dict[Any, int] = {}
+        for stage in reversed(book.plan):
+            below = (self.rank[dependent] for dependent in book.graph.predecessors(stage) if dependent in self.rank)
+            self.rank[stage] = SECONDS.get(stage.addressing.partition("@")[0], 3) + max(below, default=0)
         self.undecided = [stage for stage in book.plan if not book.upstream(stage)]
         self.ready: list[Any] = []
         self.running: dict[Any, Any] = {}
@@ -130,7 +135,7 @@ class _Grid:
             self.waits = True
             self._say("no worker is there yet; waiting for one")
         places = sum(needed.items() <= worker["resources"].items() for worker in workers)
-        for stage in sorted(self.ready, key=self.order.__getitem__)[: max(0, places - len(self.running))]:
+        for stage in sorted(self.ready, key=self.rank.__getitem__, reverse=True)[: max(0, places - len(self.running))]:
             self.ready.remove(stage)
             command = stage.cmd if isinstance(stage.cmd, str) else "\n".join(["set -e", *stage.cmd])
             name = stage.addressing
