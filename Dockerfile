@@ -4,8 +4,6 @@
 #   docker run --gpus all -v "$PWD":/workspace feature-survival dvc repro    # your checkout
 # Other users than uid 1000, tokens, keeping what was computed: REPRODUCE.md, "In a container".
 
-FROM ghcr.io/astral-sh/uv:0.12.23@sha256:61d393e44e249f2e4b526b6c7ddcecce245946826e608e11c93ad4f5bba55b21 AS uv
-
 # PyTorch's wheel brings CUDA 13.0's libraries itself; a base of that version has the container runtime refuse a driver too
 # old for them. The digest is the multi-platform index's: docker buildx imagetools inspect nvidia/cuda:TAG prints it.
 FROM nvidia/cuda:13.0.3-base-ubuntu24.04@sha256:7c7413a56200486f71f181cad9310f6fd31b6bb21816ade15fc9c1e1e927a5c1
@@ -13,13 +11,14 @@ FROM nvidia/cuda:13.0.3-base-ubuntu24.04@sha256:7c7413a56200486f71f181cad9310f6f
 # The base and every Python package are pinned; Ubuntu's archive keeps no old versions to pin.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates git make \
+    && apt-get install --yes --no-install-recommends ca-certificates git make python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 # Python 3.11, not Ubuntu's 3.12: numpy's wheels for 3.12 have fewer modules, and so the corpus would be another.
-COPY --from=uv /uv /usr/local/bin/uv
 ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_PYTHON_BIN_DIR=/usr/local/bin
-RUN uv python install 3.11.17
+RUN python3 -m venv /opt/uv \
+    && /opt/uv/bin/python -m pip install --no-cache-dir uv==0.12.23 \
+    && /opt/uv/bin/uv python install 3.11.17
 ENV PYTHON=python3.11
 
 # The environment lies outside /workspace, so that a mounted checkout does not hide it; its editable install points at

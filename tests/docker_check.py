@@ -95,8 +95,6 @@ def copies_exist(root: Path) -> Iterator[str]:
     """Every path a COPY names is known to git and reaches the build."""
     tracked, sent = known(root), context(root)
     for value in values(root, "COPY"):
-        if value.startswith("--from="):  # out of another image
-            continue
         for source in copied(value).sources:
             if not under(tracked, source):
                 yield f"COPY {source}: git has no such file or folder"
@@ -238,9 +236,9 @@ def replay(root: Path, folder: Path) -> Iterator[str]:
     sent = context(root)
     steps: list[str | Copy] = []
     for name, value in instructions(root / "Dockerfile"):
-        if name == "COPY" and not value.startswith("--from="):
+        if name == "COPY":
             steps.append(copied(value))
-        elif name == "RUN" and not value.startswith(("apt-get", "uv ")):  # of the last step only what needs no root
+        elif name == "RUN" and not value.startswith(("apt-get", "python3 ")):  # of the last, only what needs no root
             steps.append(value if "make " in value else "git init")
     steps += ["python -m pip check", "feature-survival --help", "feature-survival check", "dvc stage list --name-only"]
     for step in steps:
