@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +34,8 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 STAGES = ("base", "prune", "cache")
-CACHES = [f"cache@tiny-{condition}" for condition in ("dense", "magnitude-50", "wanda-50")]
+CACHES = [f"cache@tiny-{condition}" for condition in ("dense", "wanda-50")]
+STUDY = {**TINY_STUDY, "study.conditions": ["dense", "wanda-50"]}
 RUN = sorted(["prune@tiny", *CACHES])
 
 
@@ -83,7 +84,11 @@ def processes_of(running: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def stage_processes(below: psutil.Process, stage: str) -> list[psutil.Process]:
     """The process that a worker started for a stage, and all below it; it carries the stage's name."""
-    found = [process for process in below.children(recursive=True) if stage in process.cmdline()]
+    found = []
+    for process in below.children(recursive=True):
+        with suppress(psutil.Error):  # ended meanwhile
+            if stage in process.cmdline():
+                found.append(process)
     (first,) = (process for process in found if process.parent() not in found)
     return [first, *first.children(recursive=True)]
 
@@ -119,7 +124,7 @@ def fresh(tmp_path_factory, write_params, _trained) -> Callable[[str], Path]:
     def make(name: str) -> Path:
         if not template.exists():
             _trained(template, write_params)
-            write_params(template, TINY_STUDY)
+            write_params(template, STUDY)
             pipeline = YAML(typ="safe").load(TOP / "dvc.yaml")
             YAML().dump({"stages": {name: pipeline["stages"][name] for name in STAGES}}, template / "dvc.yaml")
             shutil.copytree(TOP / "src", template / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -167,7 +172,7 @@ def test_a_second_run_does_nothing_and_a_changed_line_runs_what_depends_on_it(pa
     before = outcome(folder)
     ended = grid(folder)
     assert ended.returncode == 0 and ended.stdout.startswith("0 stages run") and outcome(folder) == before
-    write_params(folder, {**TINY_STUDY, "activations.sae_windows": 24})
+    write_params(folder, {**STUDY, "activations.sae_windows": 24})
     assert ran(grid(folder).stdout.splitlines()) == CACHES
     assert dvc(folder, "status") == "Data and pipelines are up to date.\n"
 
@@ -186,7 +191,7 @@ def test_a_killed_worker_costs_its_stage_and_a_killed_coordinator_what_was_runni
         assert_gone(processes)
     ended = grid(folder)
     assert ended.returncode == 0
-    assert sorted(ran(lines) + ran(ended.stdout.splitlines())) == RUN  # nothing recorded was run twice
+    assert ran(lines) and not set(ran(lines)) & set(ran(ended.stdout.splitlines()))  # nothing recorded was run twice
     assert outcome(folder) == outcome(serial)
 
 
