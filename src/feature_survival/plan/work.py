@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple
 
@@ -15,7 +16,6 @@ from feature_survival.plan.shape import DOUBLE, FLOAT, Shape, encoded, matched, 
 from feature_survival.pretrain import EVALUATIONS, HELD_OUT_WINDOWS
 from feature_survival.recipes import Recipe
 
-STAGES = ("base", "prune", "cache", "sae", "metrics", "variants")
 HALF = 2  # bytes of what is stored in half precision: bases, activations, SAEs
 PERPLEXITY_TOKENS = 300_000  # of the running text (WikiText-2's test split): an assumption
 PROBING = 1.5e-4  # seconds on the host an SAE and token, for all probes: measured on the default grid
@@ -53,14 +53,7 @@ class Plan(NamedTuple):
 
     def stage(self, name: str) -> Stage:
         """The work of one of `STAGES`."""
-        return {
-            "base": _base,
-            "prune": _prune,
-            "cache": _cache,
-            "sae": _sae,
-            "metrics": _metrics,
-            "variants": _variants,
-        }[name](self)
+        return STAGES[name](self)
 
 
 def sae_bytes(width: int, features: int) -> float:
@@ -294,3 +287,13 @@ def _meaning(plan: Plan, width: int, features: int, saes: int) -> Work:
     read = plan.shape.passed(tokens, plan.params.window, 2 * plan.shape.blocks)
     codes = encoded(width, features, 2 * tokens) + Work(moved=40 * tokens * features * FLOAT, host=PROBING * tokens)
     return read + codes * saes
+
+
+STAGES: dict[str, Callable[[Plan], Stage]] = {
+    "base": _base,
+    "prune": _prune,
+    "cache": _cache,
+    "sae": _sae,
+    "metrics": _metrics,
+    "variants": _variants,
+}
