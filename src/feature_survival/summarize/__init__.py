@@ -57,7 +57,8 @@ def run(params: Params, root: Path) -> None:
         raise InputError(
             f"results: {len(absent)} of {len(cells)} cells have no metrics: {', '.join(absent)}; run dvc repro"
         )
-    measured = [Measured.read(params.for_model(cell.model), cell) for cell in cells]
+    own = {model: params.for_model(model) for model in params.study.models}
+    measured = [Measured.read(own[cell.model], cell) for cell in cells]
     rows: dict[str, list[Row]] = {name: [] for name in TABLES if name not in variants.TABLES}
     for cell in progress(measured, "summarize", len(measured), "cell"):
         for question in QUESTIONS:

@@ -99,17 +99,17 @@ def _compressors(params: Params, found: pd.DataFrame) -> pd.DataFrame:
     """Every compressed model, once a pairing: what it costs and what becomes of the features and of the SAE."""
     dense = found[found["condition"] == "dense"].set_index(["model", "site"])[["cross_entropy", "fvu_pretrained"]]
     found = found.join(dense, on=["model", "site"], rsuffix="_of_dense")
+    own = {model: params.for_model(model) for model in found["model"].unique()}
     rows = []
     for row in found.to_dict("records"):
-        own = params.for_model(row["model"])
-        recipe = own.recipe(row["condition"])
+        recipe = own[row["model"]].recipe(row["condition"])
         described = {
             "model": row["model"],
             "site": row["site"],
             "condition": row["condition"],
             "method": recipe.method,
             "group": recipe.group if METHOD_KEYS[recipe.method] == PRUNING else "",
-            "rung": series_of(own, row["condition"]) in RUNGS,
+            "rung": series_of(own[row["model"]], row["condition"]) in RUNGS,
             "bits_per_weight": row["bits_per_weight"],
             "achieved_sparsity": row["achieved_sparsity"],
             "perplexity": math.exp(row["cross_entropy"]),
