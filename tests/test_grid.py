@@ -3,6 +3,7 @@
 The pipeline is ours up to `cache` on a tiny model; where a stage must fail or wait, shell commands stand in for ours.
 """
 
+import logging
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from distributed import LocalCluster
 from ruamel.yaml import YAML
 
 from feature_survival.artifacts import timeline
+from feature_survival.grid import _client as grid_client
 from feature_survival.grid import _devices as grid_devices
 
 PROGRAMS = Path(sys.executable).parent
@@ -311,3 +313,12 @@ def test_each_worker_has_a_gpu_of_its_own_where_there_are_any(monkeypatch, tmp_p
     assert grid_devices("cpu") == []
     ended = cli(tmp_path, "grid", "--workers", "3")
     assert ended.code == 2 and "WORKERS: 3 asked, one GPU each; this machine has 2" in ended.err
+
+
+def quietest_level() -> int:
+    return logging.getLogger("distributed.core").getEffectiveLevel()
+
+
+def test_workers_say_nothing_of_their_own_among_the_grids_lines():
+    with grid_client("", 1, []) as client:
+        assert list(client.run(quietest_level).values()) == [logging.CRITICAL]

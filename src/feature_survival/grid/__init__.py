@@ -31,6 +31,8 @@ from feature_survival.grid.worker import Ended, perform
 from feature_survival.schema import InputError
 
 RETRIES = 2  # of a stage whose worker died
+# A worker that is told to end while its connection closes would say so among our own lines.
+QUIET = {"distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"}}
 INTERRUPTED = 130
 # Seconds a stage takes in the default grid on 2 cores: what has the longest way behind it begins first.
 SECONDS = {"base": 225, "prune": 25, "cache": 12, "sae": 36, "metrics": 35, "variants": 200}
@@ -60,7 +62,7 @@ def _client(scheduler: str, workers: int, devices: list[str]) -> Iterator[Any]:
     with ExitStack() as stack:
         where: Any = scheduler
         if not scheduler:
-            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": RETRIES}))
+            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": RETRIES, **QUIET}))
             where = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,  # one stage at a time
