@@ -31,7 +31,7 @@ from feature_survival.grid.worker import Ended, perform
 from feature_survival.schema import InputError
 
 RETRIES = 2  # of a stage whose worker died
-# A worker that is told to end while its connection closes would say so among our own lines.
+# What a worker of Dask's says as it starts would stand among our own lines; from then on, see `worker.dask_setup`.
 QUIET = {"distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"}}
 INTERRUPTED = 130
 # Seconds a stage takes in the default grid on 2 cores: what has the longest way behind it begins first.
@@ -68,6 +68,7 @@ def _client(scheduler: str, workers: int, devices: list[str]) -> Iterator[Any]:
                 threads_per_worker=1,  # one stage at a time
                 processes=True,
                 memory_limit=0,  # stages are processes of their own
+                preload=[perform.__module__],
                 resources={"GPU": 1} if devices else {},
                 dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,

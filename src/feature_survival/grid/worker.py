@@ -32,6 +32,13 @@ class Ended(NamedTuple):
     end: float
 
 
+def dask_setup(_: Any) -> None:
+    """Dask calls this in each worker it starts here: what it says of itself there goes to a file."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "workers.log").open("ab") as log:
+        os.dup2(log.fileno(), 2)  # standard error
+
+
 def perform(name: str, command: str, root: str, topic: str, threads: int, devices: list[str]) -> Ended:
     """On a worker: run a stage's command with `threads` (0: the worker's), on its own GPU where `devices` has them.
 
