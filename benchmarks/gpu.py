@@ -29,8 +29,9 @@ from feature_survival.metrics.language import mean_cross_entropy, measure_splice
 from feature_survival.metrics.transfer import measure_transfer
 from feature_survival.models import build, compute_device, use_device
 from feature_survival.recipes import Recipe
-from feature_survival.sae import Dictionary, train_sae
+from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
+from feature_survival.trainers import Job, train_saes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,7 +84,7 @@ def stages(bench: Bench) -> Iterator[tuple[str, int, Callable[[], object]]]:
     seeds = iter(range(100))
 
     def train() -> None:
-        train_sae(params.sae, shards, normalization, Seed(0, 0), {}, folder / f"sae{next(seeds)}")
+        train_saes([Job(params.sae, Seed(0, 0), folder / f"sae{next(seeds)}")], shards, normalization, {})
 
     yield f"sae, width {params.sae.expansion * shards.width}", len(shards), train
     sae = Dictionary.read(folder / "sae0", shards.width)

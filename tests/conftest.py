@@ -13,17 +13,21 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from ruamel.yaml import YAML
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from feature_survival import artifacts, catalogue, config, models
+from feature_survival.activations import Shards
 from feature_survival.corpus import SPLITS, documents, train_tokenizer
 
 TOP = Path(__file__).resolve().parent.parent
 VOCABULARY = 300
+SITE_WIDTH = 16  # of `shards`
 BLOCKS = 3
 
 _LLAMA = {
@@ -154,6 +158,17 @@ def tokens() -> Tensor:
     drawn = torch.randint(1, VOCABULARY, (6, 16), generator=torch.Generator().manual_seed(0))
     drawn[:, 0] = 0
     return drawn
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Sparse mixtures of 32 planted directions, far from the origin."""
+    generator = torch.Generator().manual_seed(0)
+    directions = F.normalize(torch.randn(32, SITE_WIDTH, generator=generator), dim=1)
+    codes = torch.rand(3000, 32, generator=generator) * (torch.rand(3000, 32, generator=generator) < 0.06)
+    folder = tmp_path_factory.mktemp("shards")
+    save_file({"activations": (3 * codes @ directions + 5).half()}, folder / "sae-00000.safetensors")
+    return Shards(folder, "sae")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SITE_WIDTH as WIDTH
 from conftest import contents, truncate
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,11 +16,12 @@ from feature_survival.activations import Normalization, Shards, measure_normaliz
 from feature_survival.artifacts import read_json, write_json
 from feature_survival.config import Sae, Seed
 from feature_survival.metrics.reconstruction import measure_reconstruction
-from feature_survival.sae import Dictionary, fold_normalization, read_movement, token_batches, train_sae
+from feature_survival.sae import Dictionary, read_movement
 from feature_survival.schema import InputError
+from feature_survival.trainers import Job, fold_normalization, token_batches, train_saes
 
-WIDTH = 16
 SETTINGS = Sae(
+    trainer="sparse",
     expansion=4,
     k=4,
     epochs=2,
@@ -38,19 +40,8 @@ METADATA: dict[str, object] = {
 }
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """Sparse mixtures of 32 planted directions, far from the origin."""
-    generator = torch.Generator().manual_seed(0)
-    directions = F.normalize(torch.randn(32, WIDTH, generator=generator), dim=1)
-    codes = torch.rand(3000, 32, generator=generator) * (torch.rand(3000, 32, generator=generator) < 0.06)
-    folder = tmp_path_factory.mktemp("shards")
-    save_file({"activations": (3 * codes @ directions + 5).half()}, folder / "sae-00000.safetensors")
-    return Shards(folder, "sae")
-
-
 def trained(shards: Shards, folder: Path, seed: Seed, settings: Sae = SETTINGS) -> Path:
-    train_sae(settings, shards, measure_normalization(shards), seed, METADATA, folder)
+    train_saes([Job(settings, seed, folder)], shards, measure_normalization(shards), METADATA)
     return folder
 
 

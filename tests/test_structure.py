@@ -28,6 +28,7 @@ ORDER = [
     "compression",
     "activations",
     "sae",
+    "trainers",
     "matching",
     "stats",
     "metrics",

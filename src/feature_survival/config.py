@@ -94,8 +94,9 @@ class Activations(Section):
 
 
 class Sae(Section):
-    """TopK sparse autoencoders, trained by sae-lens."""
+    """TopK sparse autoencoders. Both trainers minimise one loss; sae-lens's is the reference."""
 
+    trainer: Literal["sparse", "sae_lens"]
     expansion: PositiveInt
     k: PositiveInt
     epochs: PositiveInt

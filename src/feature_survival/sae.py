@@ -1,26 +1,16 @@
-"""Stage `sae`: TopK sparse autoencoders, trained by sae-lens and stored in its format.
-
-Training happens on normalised activations; the normalisation is then folded into the weights, exactly, so that
-a stored SAE takes the model's raw activations and its decoder rows keep unit norm.
-"""
+"""A stored sparse autoencoder: what it makes of activations."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
-from feature_survival.activations import Normalization, Shards
-from feature_survival.artifacts import read_json, read_tensors, write_json
-from feature_survival.config import Sae, Seed
+from feature_survival.artifacts import read_json, read_tensors
 from feature_survival.models import compute_device
-from feature_survival.progress import progress
 from feature_survival.schema import InputError
 
 ROWS = 16384  # activations encoded at a time
@@ -105,96 +95,6 @@ class Dictionary(NamedTuple):
         return self.decode(*self.encode(flat)).view_as(x)
 
 
-def token_batches(rows: int, batch: int, epochs: int, seed: int) -> Iterator[Tensor]:
-    """Row numbers int64 [batch], shuffled anew each epoch; an epoch's last incomplete batch is left out."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(rows, generator=generator)
-        yield from order[: rows // batch * batch].split(batch)
-
-
-def train_sae(
-    cfg: Sae, shards: Shards, normalization: Normalization, seed: Seed, metadata: dict[str, object], folder: Path
-) -> None:
-    """Train one SAE and write `cfg.json` and `sae_weights.safetensors` to `folder`, and how far each feature moved.
-
-    `seed.init` draws the weights, `seed.data` the order of tokens; `movement.safetensors` holds `cosine`, float32
-    [d_sae]: of each decoder row to the row it started from. Raises InputError naming the step where the
-    loss is no longer finite.
-    """
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    if len(shards) < cfg.batch_tokens:
-        raise InputError(f"sae.batch_tokens: {cfg.batch_tokens} asked, the sae split has {len(shards)} tokens")
-    if cfg.k > cfg.expansion * shards.width:
-        raise InputError(f"sae.k: {cfg.k} asked, the SAE has {cfg.expansion * shards.width} features")
-    device = compute_device()
-    torch.manual_seed(seed.init)
-    sae = TopKTrainingSAE(
-        TopKTrainingSAEConfig(
-            d_in=shards.width,
-            d_sae=cfg.expansion * shards.width,
-            k=cfg.k,
-            aux_loss_coefficient=cfg.auxiliary_coefficient,
-            apply_b_dec_to_input=False,
-            device=str(device),
-            metadata=SAEMetadata(**metadata, init_seed=seed.init, data_seed=seed.data),
-        )
-    )
-    start = sae.W_dec.detach().clone()
-    steps = len(shards) // cfg.batch_tokens * cfg.epochs
-    trainer_config = SAETrainerConfig(
-        total_training_samples=steps * cfg.batch_tokens,
-        train_batch_size_samples=cfg.batch_tokens,
-        lr=cfg.learning_rate,
-        lr_end=cfg.learning_rate / 10,
-        lr_scheduler_name="cosineannealing",
-        lr_warm_up_steps=cfg.warmup_steps,
-        dead_feature_window=cfg.dead_after_steps,
-        device=str(device),
-        logger=LoggingConfig(log_to_wandb=False),
-    )
-    mean, scale = normalization
-    trainer = SAETrainer(trainer_config, sae, iter(()))  # batches are handed to its steps below
-    batches = token_batches(len(shards), cfg.batch_tokens, cfg.epochs, seed.data)
-    for step, rows in enumerate(progress(batches, f"sae {seed.name}", steps, "step"), start=1):
-        loss = trainer.step((shards.gather(rows) - mean) / scale).loss.item()
-        if not math.isfinite(loss):
-            raise InputError(
-                f"stage sae: {seed.name}: loss is {loss} at step {step} of {steps}; lower sae.learning_rate"
-            )
-        trainer.n_training_steps = step
-    if not all(torch.isfinite(weight).all() for weight in sae.parameters()):
-        raise InputError(f"stage sae: {seed.name}: weights are not finite after step {steps}; lower sae.learning_rate")
-    trainer.set_final_sae_metadata()
-    sae.fold_W_dec_norm()
-    state = fold_normalization({name: tensor.cpu() for name, tensor in sae.state_dict().items()}, normalization)
-    # Matrices in half precision, biases (which hold the model's mean) in full; sae-lens loads both as float32.
-    half = {name: (tensor.half() if tensor.ndim == 2 else tensor).contiguous() for name, tensor in state.items()}
-    folder.mkdir(parents=True)
-    save_file(half, folder / "sae_weights.safetensors")
-    save_file({"cosine": F.cosine_similarity(start, sae.W_dec.detach(), dim=1).cpu()}, folder / "movement.safetensors")
-    write_json(folder / "cfg.json", sae.cfg.get_inference_sae_cfg_dict())
-
-
 def read_movement(folder: Path) -> Tensor:
     """Cosine of each decoder row to the row it started from, float32 [d_sae]."""
     return read_tensors(folder / "movement.safetensors", ["cosine"])["cosine"]
-
-
-def fold_normalization(state: dict[str, Tensor], normalization: Normalization) -> dict[str, Tensor]:
-    """Weights that act on raw x exactly as `state` acts on (x - mean) / scale, activations scaled by `scale`.
-
-    With x = scale * z + mean: TopK picks the same features (it is invariant to a positive scale) and decoder
-    rows are unchanged.
-    """
-    mean, scale = normalization
-    return {
-        "W_enc": state["W_enc"],
-        "b_enc": scale * state["b_enc"] - mean @ state["W_enc"],
-        "W_dec": state["W_dec"],
-        "b_dec": scale * state["b_dec"] + mean,
-    }

@@ -18,11 +18,12 @@ from feature_survival.metrics.reconstruction import alive
 from feature_survival.metrics.survival import FIXED, PAIRINGS, RANDOM, pairs
 from feature_survival.metrics.transfer import Transfer, measure_transfer
 from feature_survival.progress import progress
-from feature_survival.sae import ROWS, Dictionary, train_sae
+from feature_survival.sae import ROWS, Dictionary
 from feature_survival.schema import InputError
 from feature_survival.stages.metrics import RANDOM_SEEDS
 from feature_survival.stats import cluster_bootstrap
 from feature_survival.thresholds import KEPT, MAIN_TAU
+from feature_survival.trainers import Job, train_saes
 
 BASE_SEEDS = [Seed(0, 0), Seed(1, 1), Seed(0, 1)]  # the third: the ceiling of SAEs that share their start
 COMPRESSED_SEEDS = [Seed(0, 0), Seed(1, 1)]
@@ -54,6 +55,7 @@ def settings(request: Request, rows: int, width: int) -> Sae:
     batch = min(MOST_BATCH, 2 ** int(math.log2(rows / STEPS)))
     steps = rows // batch
     return Sae(
+        trainer="sparse",
         expansion=request.expansion,
         k=request.k,
         epochs=1,
@@ -70,17 +72,16 @@ def train(request: Request, base: Path, compressed: Path, out: Path) -> Trained:
     source = {BASE: Shards(base, "sae"), COMPRESSED: Shards(compressed, "sae")}
     normalization = measure_normalization(source[BASE])
     cfg = settings(request, len(source[BASE]), source[BASE].width)
-    asked = [(model, seed) for model, seeds in ((BASE, BASE_SEEDS), (COMPRESSED, COMPRESSED_SEEDS)) for seed in seeds]
-    saes: dict[str, dict[Seed, Dictionary]] = {BASE: {}, COMPRESSED: {}}
-    for model, seed in progress(asked, "SAEs", len(asked), "SAE"):
-        folder = out / model / seed.name
+    saes: dict[str, dict[Seed, Dictionary]] = {}
+    for model, seeds in ((BASE, BASE_SEEDS), (COMPRESSED, COMPRESSED_SEEDS)):
         metadata: dict[str, object] = {
             "model_name": getattr(request, model),
             "hook_name": request.site,
             "context_size": request.window,
         }
-        train_sae(cfg, source[model], normalization, seed, metadata, folder)
-        saes[model][seed] = Dictionary.read(folder, source[model].width)
+        jobs = [Job(cfg, seed, out / model / seed.name) for seed in seeds]
+        train_saes(jobs, source[model], normalization, metadata)
+        saes[model] = {job.seed: Dictionary.read(job.folder, source[model].width) for job in jobs}
     transfers = {
         seed: measure_transfer(sae, *(Shards(of, "evaluation").batches(ROWS) for of in (base, compressed)))
         for seed, sae in progress(saes[BASE].items(), "transfer", len(saes[BASE]), "SAE")

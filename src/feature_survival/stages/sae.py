@@ -5,8 +5,7 @@ from __future__ import annotations
 from feature_survival.activations import Shards, read_normalization
 from feature_survival.artifacts import Cell, atomic_directory
 from feature_survival.config import Params
-from feature_survival.progress import progress
-from feature_survival.sae import train_sae
+from feature_survival.trainers import Job, train_saes
 
 
 def run(params: Params, cell: Cell) -> None:
@@ -21,7 +20,6 @@ def run(params: Params, cell: Cell) -> None:
         "condition": cell.condition,
         "context_size": params.window,
     }
-    seeds = params.sae_seeds(cell.condition)
     with atomic_directory(cell.sae) as folder:
-        for seed in progress(seeds, f"sae {cell}", len(seeds), "SAE"):
-            train_sae(params.sae, shards, normalization, seed, metadata, folder / seed.name)
+        jobs = [Job(params.sae, seed, folder / seed.name) for seed in params.sae_seeds(cell.condition)]
+        train_saes(jobs, shards, normalization, metadata)

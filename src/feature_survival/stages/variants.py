@@ -41,9 +41,10 @@ from feature_survival.metrics.survival import FIXED, pairs
 from feature_survival.metrics.transfer import measure_transfer
 from feature_survival.metrics.variants import Variant, measure_norms, neighbour_cosine, prune_sae, share_left
 from feature_survival.progress import progress
-from feature_survival.sae import ROWS, Dictionary, train_sae
+from feature_survival.sae import ROWS, Dictionary
 from feature_survival.schema import InputError
 from feature_survival.thresholds import KEPT, MAIN_TAU
+from feature_survival.trainers import Job, train_saes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -201,7 +202,7 @@ def _train(bench: Bench, on: Observed, normalization: Normalization, name: str, 
         "context_size": bench.params.window,
     }
     path = bench.folder / on.condition / name / seed.name
-    train_sae(bench.settings[name], on.train, normalization, seed, metadata, path)
+    train_saes([Job(bench.settings[name], seed, path)], on.train, normalization, metadata)
     return Dictionary.read(path, on.train.width)
 
 
