@@ -6,9 +6,11 @@ from math import prod
 from typing import NamedTuple
 
 from feature_survival.catalogue import Model, Site
+from feature_survival.config import Sae
 from feature_survival.plan.devices import Work
 
 FLOAT, DOUBLE = 4, 8  # bytes
+HALF = 2  # of what is stored in half precision: bases, activations, SAEs
 
 
 class Shape(NamedTuple):
@@ -115,12 +117,15 @@ def transferred(width: int, features: int, tokens: float) -> Work:
     return encoded(width, features, tokens) * 2 + Work(moved=tokens * features * 24 * DOUBLE)
 
 
-def trained(width: int, features: int, tokens: float, batch: int) -> Work:
-    """An SAE trained by sae-lens's dense trainer: six products of all codes with a weight matrix a token (forward,
-    backward, dead features), a dozen passes over the codes, Adam over the weights at every step."""
-    adam = tokens / batch * 2 * width * features * 12 * FLOAT
-    moved = tokens * features * 24 * FLOAT + adam
-    return Work(single=6 * 2 * width * features * tokens, moved=moved, steps=tokens / batch, read=tokens * width * 2)
+def trained(of: Sae, width: int, tokens: float) -> Work:
+    """An SAE in training, Adam over the weights at every step. Sparse: the encoder's product, passes over its codes to
+    find the largest; by sae-lens's dense trainer six products of all codes with a weight matrix a token (forward,
+    backward, dead features) and three times the passes."""
+    features, steps = of.expansion * width, tokens / of.batch_tokens
+    products, passes = (1, 8) if of.trainer == "sparse" else (6, 24)
+    moved = tokens * (features * passes + 8 * of.k * width) * FLOAT + steps * 2 * width * features * 12 * FLOAT
+    single = products * 2 * width * features * tokens
+    return Work(single=single, moved=moved, steps=steps, read=tokens * width * HALF)
 
 
 def nearest(width: int, features: int) -> Work:

@@ -12,11 +12,10 @@ from feature_survival.config import Params, Sae
 from feature_survival.metrics import PARTS, SAE_SCORES
 from feature_survival.metrics.survival import pairs
 from feature_survival.plan.devices import Work
-from feature_survival.plan.shape import DOUBLE, FLOAT, Shape, encoded, matched, nearest, trained, transferred
+from feature_survival.plan.shape import DOUBLE, FLOAT, HALF, Shape, encoded, matched, nearest, trained, transferred
 from feature_survival.pretrain import EVALUATIONS, HELD_OUT_WINDOWS
 from feature_survival.recipes import Recipe
 
-HALF = 2  # bytes of what is stored in half precision: bases, activations, SAEs
 PERPLEXITY_TOKENS = 300_000  # of the running text (WikiText-2's test split): an assumption
 PROBING = 1.5e-4  # seconds on the host an SAE and token, for all probes: measured on the default grid
 
@@ -169,7 +168,7 @@ def _sae(plan: Plan) -> Stage:
     features = settings.expansion * width
     count = sum(len(plan.params.sae_seeds(condition)) for condition in plan.params.study.conditions)
     size = count * sae_bytes(width, features)
-    work = trained(width, features, tokens, settings.batch_tokens) * count + Work(written=size)
+    work = trained(settings, width, tokens) * count + Work(written=size)
     return Stage(work, size, len(plan.params.study.conditions))
 
 
@@ -252,7 +251,7 @@ def ways(plan: Plan, condition: str) -> int:
 
 def _variants_on(plan: Plan, site: str, condition: str) -> Stage:
     params, shape, study = plan.params, plan.shape, plan.params.variants
-    window, width, batch = params.window, plan.width_at(site), params.sae.batch_tokens
+    window, width = params.window, plan.width_at(site)
     rows, fitted = (windows * (window - 1) for windows in (study.evaluation_windows, study.sae_windows))
     main, pruning = condition == study.condition, ways(plan, condition)
     settings = settings_at(plan, site) if main or condition == "dense" else [params.sae]
@@ -262,7 +261,7 @@ def _variants_on(plan: Plan, site: str, condition: str) -> Stage:
         features = of.expansion * width
         pruned = (pruning if number == 0 else min(pruning, 1)) * len(study.levels)
         read = count if condition == "dense" else 2 + pruned
-        work += trained(width, features, fitted * of.epochs, batch) * count
+        work += trained(of, width, fitted * of.epochs) * count
         work += encoded(width, features, 2 * rows + study.splice_windows * window) * read
         work += Work(
             moved=pruned * width * features * 200, read=read * 2 * rows * width * HALF
