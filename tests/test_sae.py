@@ -18,7 +18,8 @@ from feature_survival.config import Sae, Seed
 from feature_survival.metrics.reconstruction import measure_reconstruction
 from feature_survival.sae import Dictionary, read_movement
 from feature_survival.schema import InputError
-from feature_survival.trainers import Job, fold_normalization, token_batches, train_saes
+from feature_survival.trainers import Job, token_batches, train_saes
+from feature_survival.trainers.files import fold_normalization
 
 SETTINGS = Sae(
     trainer="sparse",

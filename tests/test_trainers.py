@@ -19,7 +19,10 @@ from feature_survival.artifacts import read_json
 from feature_survival.config import Sae, Seed
 from feature_survival.metrics.reconstruction import measure_reconstruction
 from feature_survival.sae import Dictionary
-from feature_survival.trainers import START_NORM, Job, SaeLensTrainer, SparseTrainer, learning_rate, train_saes
+from feature_survival.trainers import Job, train_saes
+from feature_survival.trainers.sae_lens import SaeLensTrainer
+from feature_survival.trainers.sparse import SparseTrainer
+from feature_survival.trainers.trainer import START_NORM, learning_rate
 
 BOTH = [SparseTrainer, SaeLensTrainer]
 
