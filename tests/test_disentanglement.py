@@ -13,7 +13,12 @@ from transformers import PreTrainedModel
 
 from feature_survival.catalogue import Site
 from feature_survival.metrics.attributes import NONE
-from feature_survival.metrics.disentanglement import Interchange, measure_disentanglement, prepare_interchange
+from feature_survival.metrics.disentanglement import (
+    Disentanglement,
+    Interchange,
+    measure_disentanglement,
+    prepare_interchange,
+)
 from feature_survival.metrics.probes import FEWEST
 from feature_survival.models import at_site, read_site
 from feature_survival.sae import Dictionary
@@ -52,9 +57,15 @@ def prepare(model: PreTrainedModel, site: str, pairs: int = 90) -> Interchange:
     return prepare_interchange(model, Site.parse(site), windows(), FIT, ATTRIBUTES, pairs, batch=16)
 
 
+def measure(
+    model: PreTrainedModel, interchange: Interchange, sae: Dictionary, **counts: tuple[int, ...]
+) -> Disentanglement:
+    return measure_disentanglement(model, interchange, sae, sae.codes(interchange.x_fit), **counts)
+
+
 @pytest.mark.parametrize("site", ["resid_post.0", "resid_post.1", "resid_post.2"])  # the last is read out where it is
 def test_latents_that_are_the_attributes_move_each_alone(through: PreTrainedModel, site: str) -> None:
-    found = measure_disentanglement(through, prepare(through, site), dictionary(DIRECTIONS, k=3), counts=(1, 2, 3))
+    found = measure(through, prepare(through, site), dictionary(DIRECTIONS, k=3), counts=(1, 2, 3))
     assert (found.score, found.cause, found.isolation) == (1, 1, 1)
     assert all(set(found.by_attribute[name].latents) <= values for name, values in VALUES.items())
     assert len(found.by_attribute["letter"].latents) == 3
@@ -62,21 +73,21 @@ def test_latents_that_are_the_attributes_move_each_alone(through: PreTrainedMode
 
 def test_one_latent_for_everything_moves_everything(through: PreTrainedModel) -> None:
     kinds = F.normalize(EMBEDDING[:12], dim=1)  # a latent for each combination of attributes
-    found = measure_disentanglement(through, prepare(through, "resid_post.1"), dictionary(kinds, k=1), counts=(12,))
+    found = measure(through, prepare(through, "resid_post.1"), dictionary(kinds, k=1), counts=(12,))
     assert (found.score, found.cause, found.isolation) == (0.5, 1, 0)
 
 
 def test_latents_that_write_elsewhere_move_nothing(through: PreTrainedModel) -> None:
     elsewhere = torch.linalg.svd(DIRECTIONS).Vh[7:]
     sae = dictionary(DIRECTIONS, k=3)._replace(W_dec=elsewhere[:7])
-    found = measure_disentanglement(through, prepare(through, "resid_post.1"), sae)
+    found = measure(through, prepare(through, "resid_post.1"), sae)
     assert (found.score, found.cause, found.isolation) == (0.5, 0, 1)
     assert all(len(each.latents) == 1 for each in found.by_attribute.values())  # of equal scores, the fewest
 
 
 def test_a_random_latent_moves_little(through: PreTrainedModel) -> None:
     dec = F.normalize(torch.randn(256, WIDTH, generator=torch.Generator().manual_seed(1)), dim=1)
-    found = measure_disentanglement(through, prepare(through, "resid_post.1"), dictionary(dec, k=3), counts=(1,))
+    found = measure(through, prepare(through, "resid_post.1"), dictionary(dec, k=3), counts=(1,))
     assert found.cause < 0.2
     assert found.isolation > 0.95
 
@@ -85,7 +96,7 @@ def test_two_attributes_on_one_pair_of_latents_are_moved_together(through: PreTr
     """Latents 3 to 6 are the four combinations of space and case; letters have latents of their own."""
     joint = [F.normalize(DIRECTIONS[3 + space] + DIRECTIONS[5 + case], dim=0) for space in (0, 1) for case in (0, 1)]
     sae = dictionary(torch.cat([DIRECTIONS[:3], torch.stack(joint)]), k=2)
-    found = measure_disentanglement(through, prepare(through, "resid_post.1"), sae, counts=(3, 4)).by_attribute
+    found = measure(through, prepare(through, "resid_post.1"), sae, counts=(3, 4)).by_attribute
     assert found["letter"][:2] == (1, 1) and set(found["letter"].latents) == {0, 1, 2}
     for name in ("space", "case"):  # the letter stays, the other of the two does not
         assert found[name][:2] == (1, 0.5) and set(found[name].latents) == {3, 4, 5, 6}
@@ -143,12 +154,12 @@ def test_cause_and_isolation_agree_with_full_passes(model: PreTrainedModel, site
     encoder = torch.randn(WIDTH, 48, generator=generator)
     rows = F.normalize(torch.randn(48, WIDTH, generator=generator), dim=1)
     sae = Dictionary(encoder, -x.mean(0) @ encoder, x.norm(dim=1).mean() * rows, x.mean(0), k=6)
-    found = measure_disentanglement(model, interchange, sae, counts=(4,))
+    found = measure(model, interchange, sae, counts=(4,))
     assert list(found.by_attribute) == list(interchange.readouts)
     for name, each in found.by_attribute.items():
         assert each[:2] == pytest.approx(slow(model, interchange, sae, name, each.latents), abs=1e-9)
     assert 0 < found.cause < 1 and 0 < found.isolation < 1
-    assert measure_disentanglement(model, interchange, sae, counts=(4,)) == found  # nothing prepared was used up
+    assert measure(model, interchange, sae, counts=(4,)) == found  # nothing prepared was used up
     assert hooks_on(model) == 0
 
 
@@ -182,5 +193,5 @@ def test_the_model_is_left_as_it_was() -> None:
     model = tiny("Gemma3ForCausalLM")
     before = model(windows()).logits
     interchange = prepare(model, "resid_post.1")
-    measure_disentanglement(model, interchange, dictionary(DIRECTIONS, k=3))
+    measure(model, interchange, dictionary(DIRECTIONS, k=3))
     assert torch.equal(model(windows()).logits, before)

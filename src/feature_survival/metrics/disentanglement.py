@@ -55,7 +55,8 @@ class Interchange(NamedTuple):
     """Made once per compressed model and site; every SAE is measured on it."""
 
     site: Site
-    x_fit: Tensor  # float32 [n, d_in]: activations of the fitting half
+    x_fit: Tensor  # float32 [n, d_in]: activations of the fitting half, position 0 left out
+    x_test: Tensor  # likewise of the testing half
     labels_fit: dict[str, Tensor]  # int64 [n]
     readouts: dict[str, Probe]  # of the last block's residual stream; the attributes measured
     fit: Pairs
@@ -131,38 +132,43 @@ def prepare_interchange(
         for rows in drawn
     ]
     labels_fit = {name: labels[name][fit] for name in measured}
-    return Interchange(site, x[fit], labels_fit, {name: readouts[name] for name in measured}, *halves)
+    return Interchange(site, x[fit], x[~fit], labels_fit, {name: readouts[name] for name in measured}, *halves)
 
 
 @torch.no_grad()
 def measure_disentanglement(
-    model: PreTrainedModel, interchange: Interchange, sae: Dictionary, counts: Sequence[int] = COUNTS
+    model: PreTrainedModel,
+    interchange: Interchange,
+    sae: Dictionary,
+    codes_fit: Tensor,
+    counts: Sequence[int] = COUNTS,
 ) -> Disentanglement:
     """Cause and isolation of an SAE's latents, on the model that `interchange` was prepared on.
 
-    An attribute's latents are the first of `rank_latents` on the fitting half's codes; of `counts` of them it has as
-    many as score best on the fitting half's pairs (of equal scores, the fewest).
+    codes_fit: the SAE's of `x_fit`, [n, d_sae]. An attribute's latents are the first of `rank_latents` on them; of
+    `counts` of them it has as many as score best on the fitting half's pairs (of equal scores, the fewest).
     """
-    codes = sae.codes(interchange.x_fit)
+    steps = [sae.codes(pairs.source) - sae.codes(pairs.base) for pairs in (interchange.fit, interchange.test)]
+
+    def shares(half: int, latents: Tensor, moved: str) -> tuple[float, float]:
+        change = steps[half][:, latents] @ sae.W_dec[latents]
+        return _shares(model, interchange, (interchange.fit, interchange.test)[half], change, moved)
+
     by_attribute = {}
     for name, labels in interchange.labels_fit.items():
-        has = labels != NONE
-        order = rank_latents(codes[has], labels[has], max(counts))
-        on_fit = (_shares(model, interchange, interchange.fit, sae, order[:count], name) for count in sorted(counts))
-        scores = dict(zip(sorted(counts), map(sum, on_fit), strict=True))
+        order = rank_latents(codes_fit, labels, max(counts))
+        scores = {count: sum(shares(0, order[:count], name)) for count in sorted(counts)}
         latents = order[: max(scores, key=scores.__getitem__)]
-        on_test = _shares(model, interchange, interchange.test, sae, latents, name)
-        by_attribute[name] = Disentangled(*on_test, tuple(latents.tolist()))
+        by_attribute[name] = Disentangled(*shares(1, latents, name), tuple(latents.tolist()))
     cause = fmean(found.cause for found in by_attribute.values())
     isolation = fmean(found.isolation for found in by_attribute.values())
     return Disentanglement((cause + isolation) / 2, cause, isolation, by_attribute)
 
 
 def _shares(
-    model: PreTrainedModel, interchange: Interchange, pairs: Pairs, sae: Dictionary, latents: Tensor, moved: str
+    model: PreTrainedModel, interchange: Interchange, pairs: Pairs, change: Tensor, moved: str
 ) -> tuple[float, float]:
-    """Cause and isolation of interchanging `latents` for the attribute `moved`."""
-    change = (sae.codes(pairs.source) - sae.codes(pairs.base))[:, latents] @ sae.W_dec[latents]
+    """Cause and isolation, as to the attribute `moved`, of adding `change` [pairs, d_in] to the site."""
     after = _intervene(model, interchange.site, pairs, change)
     shares = {}
     for name, probe in interchange.readouts.items():

@@ -15,7 +15,6 @@ from feature_survival.metrics.attributes import FIRST_LETTER, LEADING_SPACE, NON
 from feature_survival.metrics.disentanglement import Interchange, measure_disentanglement, prepare_interchange
 from feature_survival.metrics.probes import COARSE, Probe, fit_probe
 from feature_survival.metrics.probing import measure_probing
-from feature_survival.models import read_site
 from feature_survival.sae import Dictionary
 
 if TYPE_CHECKING:
@@ -58,20 +57,19 @@ def prepare(
     attributes: int64 labels [vocabulary] by name, see `token_attributes`. Position 0 is left out.
     """
     fit = torch.arange(len(tokens)) < len(tokens) // 2
-    x = torch.cat([read_site(model, site, chunk)[:, 1:] for chunk in tokens.split(batch)])
-    mean = mean.to(x.device)
+    interchange = prepare_interchange(model, site, tokens, fit, attributes, batch=batch)
+    mean = mean.to(interchange.x_fit.device)
     letters = most_frequent(attributes[FIRST_LETTER][tokens[fit][:, 1:]].flatten(), LETTERS)
 
-    def half(windows: Tensor) -> Half:
+    def half(windows: Tensor, x: Tensor) -> Half:
         found = {name: labels[tokens[windows][:, 1:].flatten()].to(x.device) for name, labels in attributes.items()}
         word = (found[LEADING_SPACE] == 1) & (found[FIRST_LETTER] != NONE)
-        activations = x[windows.to(x.device)].flatten(0, 1)
-        return Half(activations, binary_tasks(found, letters), torch.where(word, found[FIRST_LETTER], NONE))
+        return Half(x, binary_tasks(found, letters), torch.where(word, found[FIRST_LETTER], NONE))
 
-    halves = half(fit), half(~fit)
+    halves = half(fit, interchange.x_fit), half(~fit, interchange.x_test)
     words = halves[0].words
     probe = fit_probe(halves[0].x[words] - mean, halves[0].letters[words], len(ascii_lowercase), L2, tolerance=COARSE)
-    return Labelled(*halves, mean, probe, prepare_interchange(model, site, tokens, fit, attributes, batch=batch))
+    return Labelled(*halves, mean, probe, interchange)
 
 
 @torch.no_grad()
@@ -88,7 +86,7 @@ def measure_meaning(model: PreTrainedModel, labelled: Labelled, sae: Dictionary)
         labelled.test.letters[labelled.test.words],
         labelled.probe,
     )
-    interchange = measure_disentanglement(model, labelled.interchange, sae)
+    interchange = measure_disentanglement(model, labelled.interchange, sae, fit)
     return {
         **{f"probing_{k}": accuracy for k, accuracy in probing.accuracy.items()},
         "n_tasks": len(probing.by_task),

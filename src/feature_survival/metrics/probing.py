@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from feature_survival.metrics.attributes import NONE
 from feature_survival.metrics.probes import FEWEST, fit_probe
 
 
@@ -30,10 +31,14 @@ def mean_difference(codes: Tensor, positive: Tensor, negative: Tensor) -> Tensor
 def rank_latents(codes: Tensor, labels: Tensor, count: int) -> Tensor:
     """The `count` latents, int64, that tell an attribute's classes apart best; strongest first.
 
-    codes: [n, d_sae]; labels: int64 [n]. A latent's strength is how far apart its means over the classes lie, in units
-    of its standard deviation over all tokens; one that never varies comes last.
+    codes: [n, d_sae]; labels: int64 [n], rows of NONE left out. A latent's strength is how far apart its means over
+    the classes lie, in units of its standard deviation over all tokens; one that never varies comes last.
     """
-    means = torch.stack([codes[labels == label].mean(0) for label in labels.unique()])
+    has = labels != NONE
+    if not has.all():
+        codes, labels = codes[has], labels[has]
+    members = (labels == labels.unique()[:, None]).to(codes.dtype)
+    means = members / members.sum(1, keepdim=True) @ codes
     strength = (means.amax(0) - means.amin(0)) / codes.std(0, correction=0).clamp(min=1e-12)
     return strength.argsort(descending=True, stable=True)[:count]
 

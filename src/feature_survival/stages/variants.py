@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,12 +34,13 @@ from feature_survival.metrics import (
     STANDARD,
 )
 from feature_survival.metrics.attributes import token_attributes
-from feature_survival.metrics.language import loss_recovered, mean_cross_entropy, measure_splices
+from feature_survival.metrics.language import loss_recovered, measure_splices
 from feature_survival.metrics.meaning import measure_meaning, prepare
-from feature_survival.metrics.reconstruction import alive, measure_reconstruction
+from feature_survival.metrics.reconstruction import Reconstruction, alive, measure_reconstruction
 from feature_survival.metrics.survival import FIXED, pairs
 from feature_survival.metrics.transfer import measure_transfer
 from feature_survival.metrics.variants import Variant, measure_norms, neighbour_cosine, prune_sae, share_left
+from feature_survival.models import cross_entropy
 from feature_survival.progress import progress
 from feature_survival.sae import ROWS, Dictionary
 from feature_survival.schema import InputError
@@ -76,6 +77,7 @@ class Observed(NamedTuple):
     model: PreTrainedModel
     train: Shards
     evaluation: Shards
+    entropy: Tensor  # float64 [windows]: the evaluation windows' mean next-token cross-entropy in nats
 
     def fitted(self, rows: int) -> Iterator[Tensor]:
         """The first rows of those that SAEs are trained on, as batches."""
@@ -93,6 +95,14 @@ class Dense(NamedTuple):
     normalization: Normalization  # of all activations at the site, whatever model they are of
     saes: dict[tuple[str, Seed], Dictionary]  # by the name of their settings and seed
     lives: dict[Seed, Tensor]  # bool [d_sae]: latents of the standard ones that fire often enough to be counted
+
+
+class Measured(NamedTuple):
+    """SAEs on one model: what they leave of its activations, and their rows of `variants.parquet`."""
+
+    evaluation: dict[Variant, Reconstruction]
+    fitted: dict[Variant, Reconstruction]  # on as many of the tokens that SAEs are trained on
+    rows: dict[Variant, Row]
 
 
 class Found(NamedTuple):
@@ -116,10 +126,8 @@ def run(params: Params, place: Place) -> None:
     site = params.model(place.model).site(place.site)
     with atomic_directory(place.saes) as folder, atomic_directory(place.metrics) as out:
         bench = Bench(params, place, site, tokens, attributes, {STANDARD: standard, **settings}, folder)
-        on_dense = _observe(bench, "dense")
-        dense = _dense(bench, on_dense)
-        found = [_found_on_dense(bench, dense, on_dense)]
-        del on_dense  # its model need not lie in memory beside every compressed one
+        dense, found_on_dense = _dense(bench)
+        found = [found_on_dense]
         conditions = study.conditions(place.site)
         for condition in progress(conditions, f"variants {place}", len(conditions), "condition"):
             found.append(_found_on(bench, dense, condition))
@@ -129,71 +137,68 @@ def run(params: Params, place: Place) -> None:
         pd.concat([of.latents for of in found]).to_parquet(out / "latents.parquet", index=False)
 
 
-def _dense(bench: Bench, observed: Observed) -> Dense:
-    """Train the SAEs of the dense model: the standard one with every seed, the others with the first. Where others
-    have published one of this site, it stands beside them."""
-    seeds = bench.params.variants.seeds
-    normalization = measure_normalization(observed.train)
+def _dense(bench: Bench) -> tuple[Dense, Found]:
+    """Train and measure the SAEs of the dense model: the standard one with every seed, the others with the first.
+    Where others have published one of this site, it stands beside them."""
+    seeds, on = bench.params.variants.seeds, _observe(bench, "dense")
+    normalization = measure_normalization(on.train)
     asked = [(name, seed) for name in bench.settings for seed in (seeds if name == STANDARD else seeds[:1])]
-    saes = {key: _train(bench, observed, normalization, *key) for key in asked}
+    saes = _train(bench, on, normalization, asked)
     published = released_sae(bench.place)
     if published.exists():
-        saes[RELEASED, seeds[0]] = Dictionary.read(published, observed.train.width)
-    rates = {
-        seed: measure_reconstruction(saes[STANDARD, seed], observed.evaluation.batches(ROWS)).firing_rate
-        for seed in seeds
-    }
-    lives = {seed: alive(rate, len(observed.evaluation)) for seed, rate in rates.items()}
-    return Dense(observed.evaluation, normalization, saes, lives)
-
-
-def _found_on_dense(bench: Bench, dense: Dense, on: Observed) -> Found:
-    """The dense model's SAEs where they come from."""
-    saes = {Variant(name, PRETRAINED, seed.name): sae for (name, seed), sae in dense.saes.items()}
-    rows = _measure(bench, on, saes)
-    return Found(list(rows.values()), _compressor(bench, dense, on, None, rows), pd.DataFrame())
+        saes[RELEASED, seeds[0]] = Dictionary.read(published, on.train.width)
+    measured = _measure(bench, on, {Variant(name, PRETRAINED, seed.name): sae for (name, seed), sae in saes.items()})
+    standard = {seed: measured.evaluation[Variant(STANDARD, PRETRAINED, seed.name)] for seed in seeds}
+    lives = {seed: alive(found.firing_rate, len(on.evaluation)) for seed, found in standard.items()}
+    dense = Dense(on.evaluation, normalization, saes, lives)
+    compressor = _compressor(bench, dense, on, None, measured.rows)
+    return dense, Found(list(measured.rows.values()), compressor, pd.DataFrame())
 
 
 def _found_on(bench: Bench, dense: Dense, condition: str) -> Found:
     """Every variant on one compressed model."""
     study, on = bench.params.variants, _observe(bench, condition)
     first, main = study.seeds[0], condition == study.condition
+    known = list(dict.fromkeys(name for name, _ in dense.saes))
+    names = known if main else [STANDARD, *({RELEASED} & set(known))]
+    retrained = _train(bench, on, dense.normalization, [(name, first) for name in names if name != RELEASED])
     saes: dict[Variant, Dictionary] = {}
-    latents = pd.DataFrame()
-    names = list(dict.fromkeys(name for name, _ in dense.saes))
-    for name in names if main else [STANDARD, *({RELEASED} & set(names))]:
-        pretrained = dense.saes[name, first]
-        saes[Variant(name, PRETRAINED, first.name)] = pretrained
+    for name in names:
+        saes[Variant(name, PRETRAINED, first.name)] = dense.saes[name, first]
         if name != RELEASED:
-            saes[Variant(name, RETRAINED, first.name)] = _train(bench, on, dense.normalization, name, first)
-        pruned = _pruned(bench, dense.normalization, on, name, pretrained)
-        saes |= pruned
-        if main and name == STANDARD:
-            latents = _latents(on, pretrained, pruned)
-    rows = _measure(bench, on, saes)
+            saes[Variant(name, RETRAINED, first.name)] = retrained[name, first]
+        saes |= _pruned(bench, dense.normalization, on, name, dense.saes[name, first])
+    measured = _measure(bench, on, saes)
+    rows, latents = measured.rows, pd.DataFrame()
     if main:
         asked = {v: sae for v, sae in saes.items() if v.sae == STANDARD and v.part in ("", BOTH)}
+        latents = _latents(on, asked, measured.fitted)
         tokens, batch = bench.tokens["evaluation"][: study.probe_windows], bench.params.activations.batch_windows
         labelled = prepare(on.model, bench.site, tokens, bench.attributes, dense.normalization.mean, batch)
         for variant, sae in progress(asked.items(), f"meaning {bench.place}", len(asked), "SAE"):
             rows[variant] |= measure_meaning(on.model, labelled, sae)
-    compressor = _compressor(bench, dense, on, saes[Variant(STANDARD, RETRAINED, first.name)], rows)
+    compressor = _compressor(bench, dense, on, retrained[STANDARD, first], rows)
     shutil.rmtree(bench.scratch / condition)
     return Found(list(rows.values()), compressor, latents)
 
 
 def _observe(bench: Bench, condition: str) -> Observed:
-    """Load a compressed model and cache its activations."""
+    """Load a compressed model, cache its activations, and read off what it predicts by itself."""
     settings, folder = bench.params.activations, bench.scratch / condition
     model = load_compressed(bench.place.cell(condition), bench.params.model(bench.place.model).dtype)
     folder.mkdir(parents=True)
     for split, tokens in bench.tokens.items():
         write_shards(model, bench.site, tokens, settings.batch_windows, settings.shard_windows, folder, split)
-    return Observed(condition, model, Shards(folder, "sae"), Shards(folder, "evaluation"))
+    with torch.no_grad():
+        chunks = bench.tokens["evaluation"].split(settings.batch_windows)
+        entropy = torch.cat([cross_entropy(model, chunk).double().mean(1).cpu() for chunk in chunks])
+    return Observed(condition, model, Shards(folder, "sae"), Shards(folder, "evaluation"), entropy)
 
 
-def _train(bench: Bench, on: Observed, normalization: Normalization, name: str, seed: Seed) -> Dictionary:
-    """Train one SAE on a model's activations and keep it; `name` is that of its settings."""
+def _train(
+    bench: Bench, on: Observed, normalization: Normalization, asked: Sequence[tuple[str, Seed]]
+) -> dict[tuple[str, Seed], Dictionary]:
+    """Train SAEs on a model's activations and keep them; asked for by the name of their settings and their seed."""
     metadata: dict[str, object] = {
         "model_name": bench.place.model,
         "architecture_name": bench.params.model(bench.place.model).architecture,
@@ -201,9 +206,11 @@ def _train(bench: Bench, on: Observed, normalization: Normalization, name: str, 
         "condition": on.condition,
         "context_size": bench.params.window,
     }
-    path = bench.folder / on.condition / name / seed.name
-    train_saes([Job(bench.settings[name], seed, path)], on.train, normalization, metadata)
-    return Dictionary.read(path, on.train.width)
+    jobs = {
+        key: Job(bench.settings[key[0]], key[1], bench.folder / on.condition / key[0] / key[1].name) for key in asked
+    }
+    train_saes(list(jobs.values()), on.train, normalization, metadata)
+    return {key: Dictionary.read(job.folder, on.train.width) for key, job in jobs.items()}
 
 
 def _pruned(
@@ -235,7 +242,7 @@ def _ways(bench: Bench, condition: str, name: str) -> list[tuple[str, str]]:
     return [("wanda", BOTH)] if condition in (study.condition, *study.further_conditions) else []
 
 
-def _measure(bench: Bench, on: Observed, saes: Mapping[Variant, Dictionary]) -> dict[Variant, Row]:
+def _measure(bench: Bench, on: Observed, saes: Mapping[Variant, Dictionary]) -> Measured:
     """FVU, L0, CE-loss score and KL of SAEs on one model: the same tokens, the same split, the same model for all."""
     params = bench.params
     tokens, batch = bench.tokens["evaluation"][: params.variants.splice_windows], params.activations.batch_windows
@@ -243,12 +250,12 @@ def _measure(bench: Bench, on: Observed, saes: Mapping[Variant, Dictionary]) -> 
     replacements |= {variant: sae.reconstruct for variant, sae in saes.items()}
     plain, splices = measure_splices(on.model, bench.site, replacements, tokens, batch)
     zero = splices[None].cross_entropy
-    rows: dict[Variant, Row] = {}
+    measured = Measured({}, {}, {})
     for variant, sae in progress(saes.items(), f"{bench.place} {on.condition}", len(saes), "SAE"):
-        found = measure_reconstruction(sae, on.evaluation.batches(ROWS))
-        fitted = measure_reconstruction(sae, on.fitted(len(on.evaluation)))
+        found = measured.evaluation[variant] = measure_reconstruction(sae, on.evaluation.batches(ROWS))
+        fitted = measured.fitted[variant] = measure_reconstruction(sae, on.fitted(len(on.evaluation)))
         spliced = splices[variant]
-        rows[variant] = {
+        measured.rows[variant] = {
             "condition": on.condition,
             **variant._asdict(),
             "fvu": found.fvu,
@@ -263,8 +270,8 @@ def _measure(bench: Bench, on: Observed, saes: Mapping[Variant, Dictionary]) -> 
             "kl": spliced.kl,
             "splice_tokens": len(tokens) * (tokens.shape[1] - 1),
         }
-    _check_one_model(rows, f"{bench.place} {on.condition}", mean_cross_entropy(on.model, tokens, batch))
-    return rows
+    _check_one_model(measured.rows, f"{bench.place} {on.condition}", on.entropy[: len(tokens)].mean().item())
+    return measured
 
 
 def _check_one_model(rows: Mapping[Variant, Row], where: str, expected: float) -> None:
@@ -288,7 +295,6 @@ def _compressor(
     """
     seeds = bench.params.variants.seeds
     first = seeds[0]
-    batch = bench.params.activations.batch_windows
     described = read_json(bench.place.cell(on.condition).prune / "condition.json")
     batches = (of.evaluation.batches(ROWS) for of in (dense, on))
     transfer = measure_transfer(dense.saes[STANDARD, first], *batches)
@@ -296,7 +302,7 @@ def _compressor(
         "condition": on.condition,
         "bits_per_weight": described["bits_per_weight"],
         "achieved_sparsity": described["achieved_sparsity"]["all"],
-        "cross_entropy": mean_cross_entropy(on.model, bench.tokens["evaluation"], batch),
+        "cross_entropy": on.entropy.mean().item(),
         "jaccard": transfer.jaccard,
         f"{FIXED} of": int(dense.lives[first].sum()),
         FIXED: int((transfer.correlation[dense.lives[first]] > KEPT).sum()),
@@ -312,16 +318,21 @@ def _compressor(
     return row
 
 
-def _latents(on: Observed, sae: Dictionary, pruned: Mapping[Variant, Dictionary]) -> pd.DataFrame:
-    """Every alive latent: how often and strongly it fires, how near its neighbours are, what pruning leaves of it."""
-    whole = measure_reconstruction(sae, on.fitted(len(on.evaluation)))
+def _latents(
+    on: Observed, saes: Mapping[Variant, Dictionary], fitted: Mapping[Variant, Reconstruction]
+) -> pd.DataFrame:
+    """Every alive latent: how often and strongly it fires, how near its neighbours are, what pruning leaves of it.
+
+    saes: one pretrained, and what it was pruned to; fitted: as `_measure` found them.
+    """
+    pretrained = next(variant for variant in saes if variant.kind == PRETRAINED)
+    sae, whole = saes[pretrained], fitted[pretrained]
     lives = alive(whole.firing_rate, len(on.evaluation))
     neighbour, norm = neighbour_cosine(sae.W_dec).cpu(), sae.W_enc.norm(dim=0).cpu()
     tables = []
-    for variant, smaller in pruned.items():
-        if variant.part != BOTH:
+    for variant, smaller in saes.items():
+        if variant.kind != PRUNED:
             continue
-        found = measure_reconstruction(smaller, on.fitted(len(on.evaluation)))
         columns = {
             "latent": torch.arange(len(lives)),
             "firing_rate": whole.firing_rate,
@@ -330,7 +341,7 @@ def _latents(on: Observed, sae: Dictionary, pruned: Mapping[Variant, Dictionary]
             "neighbour_cosine": neighbour,
             "decoder_left": share_left(smaller.W_dec, sae.W_dec).cpu(),
             "encoder_left": share_left(smaller.W_enc.T, sae.W_enc.T).cpu(),
-            "firing_rate_pruned": found.firing_rate,
+            "firing_rate_pruned": fitted[variant].firing_rate,
         }
         frame = pd.DataFrame({name: values[lives].numpy() for name, values in columns.items()})
         tables.append(frame.assign(condition=on.condition, score=variant.score, level=variant.level))
