@@ -128,9 +128,10 @@ def _run(stage: str, model: str, params: Params, *where: object) -> None:
     """Start a stage on what there is of a model, once its names are known to be right."""
     from importlib import import_module
 
-    from feature_survival.models import compute_device, is_out_of_memory, use_device
+    from feature_survival.models import compute_device, is_out_of_memory, keep_memory, use_device
 
     _deterministic()
+    keep_memory()
     use_device(params.device)
     run = import_module(f"feature_survival.stages.{stage}").run
     try:

@@ -5,6 +5,7 @@ Adding a family is one line in `ADAPTERS` and nothing anywhere else.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,21 @@ def use_device(name: str) -> None:
                 f"device: {name!r} asked, this machine has {found}; allowed: auto, cpu" + ", cuda" * (count > 0)
             )
     _asked = name
+
+
+def keep_memory() -> None:
+    """Have the C library keep up to 2 GB of freed memory for the next tensors, where it is glibc.
+
+    By itself it returns every large tensor to the system and fetches, page by page, the next: a third of the CPU time
+    of stages whose tensors are tens of megabytes. Numbers do not depend on it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def compute_device() -> torch.device:
@@ -304,23 +320,39 @@ def starting_at(model: PreTrainedModel, site: Site | None, hidden: Tensor) -> It
 
 @contextmanager
 def head_only_at(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
-    """Within the block, logits are [n, vocabulary]: those of the n positions where `keep`, bool [batch, position]."""
+    """Within the block, logits are [n, vocabulary]: those of the n positions where `keep`, bool [batch, position].
+
+    The last block's MLP runs there alone; elsewhere it gives zeros, which nothing behind it looks at.
+    """
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (args[0][keep],)
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    def spread(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        whole = output.new_zeros(*keep.shape, output.shape[-1])
+        whole[keep] = output
+        return whole
+
+    handles = [model.get_output_embeddings().register_forward_pre_hook(select)]
+    mlp = getattr(blocks(model)[-1], "mlp", None)  # OPT has none
+    if mlp is not None:
+        handles.append(mlp.register_forward_pre_hook(select))
+        handles.append(mlp.register_forward_hook(spread, prepend=True))  # before those of `at_site`
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def cross_entropy(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Next-token cross-entropy in nats, float32 [batch, position - 1]."""
     tokens = tokens.to(model.device)
-    logits = model(tokens, use_cache=False).logits[:, :-1].float()
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(tokens), -1)
+    logits = model(tokens, use_cache=False).logits.float()
+    # The last position, which has no next token, is ignored rather than cut off: that would copy all logits.
+    targets = F.pad(tokens[:, 1:], (0, 1), value=-1)
+    found = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+    return found.view(len(tokens), -1)[:, :-1]
 
 
 def log_probabilities(model: PreTrainedModel, tokens: Tensor) -> Tensor:

@@ -6,17 +6,16 @@ Each feature is ablated only in contexts in which it fires; the forward pass res
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from feature_survival.catalogue import Site
-from feature_survival.metrics.language import divergence
+from feature_survival.metrics.language import divergence, recording, resuming
 from feature_survival.metrics.quintiles import BINS, quintiles
-from feature_survival.models import at_site, head_only_at, log_probabilities, start_of, starting_at
+from feature_survival.models import head_only_at, log_probabilities, read_site, start_of
 from feature_survival.sae import Dictionary
 
 if TYPE_CHECKING:
@@ -54,21 +53,26 @@ def measure_effects(
     count = torch.zeros_like(seen)
     sums = torch.zeros(len(features), 4, dtype=torch.float64, device=device)
     for chunk in tokens.to(device).split(batch):
-        start, codes, expected = _read(model, site, sae, features, chunk)
+        start, codes = _read(model, site, sae, features, chunk)
         fires = codes[:, :-1] > 0  # the last position has no next token
         anywhere = fires.any(1)
         taken = anywhere & (seen + anywhere.cumsum(0) <= most_contexts)
         seen += taken.sum(0)
+        if not taken.any():
+            continue
+        # The model's own predictions, where any of these features fires: as many rows, found by their position.
+        compared = F.pad((fires & taken[:, None]).any(-1), (1, 1))
+        expected = _resume(model, site, start, None, chunk, compared)
+        row_of = compared.flatten().cumsum(0).view_as(compared) - 1
         # What stands behind the last firing does not count: pairs of like length go together, and are cut there.
         lengths = (fires * torch.arange(2, fires.shape[1] + 2, device=device)[:, None]).amax(1)[taken]
         order = lengths.argsort(stable=True)
         for pairs, ends in zip(taken.nonzero()[order].split(batch), lengths[order].split(batch), strict=True):
-            if not len(pairs):  # an empty tensor splits into one empty part
-                continue
             (window, feature), end = pairs.T, int(ends[-1])
             row, position = fires[window, :, feature].nonzero(as_tuple=True)
             position = position + 1  # of windows, whose first position has no code
-            before = expected[window[row], position]
+            before = expected[row_of[window[row], position]]
+            probability = before.exp()
             target = chunk[window[row], position + 1, None]
             keep = torch.zeros(len(window), end, dtype=torch.bool, device=device)
             keep[row, position] = True
@@ -78,7 +82,7 @@ def measure_effects(
                 moved = change[..., None] * sae.W_dec[features[feature], None]
                 begin = None if start is None else start[window, :end]
                 after = _resume(model, site, begin, moved, chunk[window, :end], keep)
-                found += [(before - after).gather(-1, target)[:, 0], divergence(before, after)]
+                found += [(before - after).gather(-1, target)[:, 0], divergence(before, after, probability)]
             count.index_add_(0, feature[row], torch.ones_like(row))
             sums.index_add_(0, feature[row], torch.stack(found, dim=1).double())
     means = (sums / count[:, None]).cpu()  # 0 / 0 = NaN: it fired nowhere
@@ -87,33 +91,24 @@ def measure_effects(
 
 def _read(
     model: PreTrainedModel, site: Site, sae: Dictionary, features: Tensor, tokens: Tensor
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """One plain pass: where to resume, the features' codes [windows, position - 1, m], log-probabilities."""
-    read: dict[Site, Tensor] = {}
-    first = start_of(site)
-    with ExitStack() as hooks:
-        for where in [site] if first in (site, None) else [site, first]:
-            hooks.enter_context(at_site(model, where, partial(read.__setitem__, where)))
-        expected = log_probabilities(model, tokens)
-    x = read[site][:, 1:]
+) -> tuple[Tensor | None, Tensor]:
+    """One plain pass up to the site: where to resume, and the features' codes [windows, position - 1, m]."""
+    with recording(model, site) as read:
+        x = read_site(model, site, tokens)[:, 1:]
     values, active = sae.encode(x.flatten(0, 1))
     codes = values.new_zeros(len(values), len(sae.b_enc)).scatter_(1, active, values)[:, features]
-    return None if first is None else read[first], codes.view(*x.shape[:2], -1), expected
+    return read.get(start_of(site)), codes.view(*x.shape[:2], -1)
 
 
 def _resume(
-    model: PreTrainedModel, site: Site, start: Tensor | None, change: Tensor, tokens: Tensor, keep: Tensor
+    model: PreTrainedModel, site: Site, start: Tensor | None, change: Tensor | None, tokens: Tensor, keep: Tensor
 ) -> Tensor:
     """Log-probabilities [n, vocabulary] where `keep`, with `change` added to the site behind the first position."""
 
-    def add(x: Tensor) -> Tensor:
-        return torch.cat([x[:, :1], x[:, 1:] + change], dim=1)
+    def add(x: Tensor) -> Tensor | None:
+        return None if change is None else torch.cat([x[:, :1], x[:, 1:] + change], dim=1)
 
-    with ExitStack() as hooks:
-        if start is not None:
-            hooks.enter_context(starting_at(model, start_of(site), start))
-        hooks.enter_context(at_site(model, site, add))
-        hooks.enter_context(head_only_at(model, keep))
+    with resuming(model, site, start, add), head_only_at(model, keep):
         return log_probabilities(model, tokens)
 
 

@@ -52,29 +52,32 @@ class Reconstruction(NamedTuple):
 
 
 class CodeSums:
-    """Streamed sums behind `Reconstruction`."""
+    """Streamed sums behind `Reconstruction`; by feature, over all tokens, float64 [d_sae]."""
 
     def __init__(self, sae: Dictionary) -> None:
         self._sae = sae
         self._variance = VarianceSums()
-        self._rows = 0
-        self._fired, self._total, self._most = torch.zeros(3, len(sae.b_enc), dtype=torch.float64).to(sae.b_enc.device)
+        self.rows = 0
+        self._fired, self.total, self.squares, self._most = torch.zeros(4, len(sae.b_enc), dtype=torch.float64).to(
+            sae.b_enc.device
+        )
 
     def add(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a batch [n, d_in] and add it; returns what `Dictionary.encode` gives."""
         values, features = self._sae.encode(x)
         self._variance.add(x, self._sae.decode(values, features))
-        active, strength = features[values > 0], values[values > 0].double()
-        self._rows += len(x)
-        self._fired.index_add_(0, active, torch.ones_like(strength))
-        self._total.index_add_(0, active, strength)
+        active, strength = features.flatten(), values.flatten().double()  # a feature that does not fire adds nothing
+        self.rows += len(x)
+        self._fired.index_add_(0, active, (strength > 0).double())
+        self.total.index_add_(0, active, strength)
+        self.squares.index_add_(0, active, strength.square())
         self._most.scatter_reduce_(0, active, strength, "amax")
         return values, features
 
     def result(self) -> Reconstruction:
         """What the batches so far amount to, on the CPU."""
-        rate = (self._fired / self._rows).cpu()
-        mean = (self._total / self._fired.clamp(min=1)).cpu()
+        rate = (self._fired / self.rows).cpu()
+        mean = (self.total / self._fired.clamp(min=1)).cpu()
         dead = (rate == 0).double().mean().item()
         return Reconstruction(self._variance.fvu(), rate.sum().item(), dead, rate, mean, self._most.cpu())
 

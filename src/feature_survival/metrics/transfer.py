@@ -14,7 +14,7 @@ from torch import Tensor
 from feature_survival.metrics.reconstruction import CodeSums, Reconstruction
 from feature_survival.sae import Dictionary
 
-CHUNK = 1024  # tokens whose codes are held as dense rows [tokens, d_sae]
+CHUNK = 1024  # tokens whose codes are held as dense rows, float32 [tokens, d_sae]
 
 
 class Transfer(NamedTuple):
@@ -29,25 +29,31 @@ class Transfer(NamedTuple):
 def measure_transfer(sae: Dictionary, dense: Iterable[Tensor], compressed: Iterable[Tensor]) -> Transfer:
     """Run one SAE over the same tokens' activations in two models, batches [n, d_in] in the same order."""
     a, b = CodeSums(sae), CodeSums(sae)
-    sums = torch.zeros(5, len(sae.b_enc), dtype=torch.float64, device=sae.b_enc.device)  # a, b, aa, bb, ab
-    overlap, rows = 0.0, 0
+    products = torch.zeros(len(sae.b_enc), dtype=torch.float64, device=sae.b_enc.device)  # of the two, summed
+    scratch = torch.zeros(CHUNK, len(sae.b_enc), device=sae.b_enc.device)
+    overlap = 0.0
     for x, y in zip(dense, compressed, strict=True):
-        first, second = a.add(x.to(sae.b_enc.device)), b.add(y.to(sae.b_enc.device))
-        rows += len(x)
-        for start in range(0, len(x), CHUNK):
-            u, v = (_as_rows(code, len(sae.b_enc), start) for code in (first, second))
-            sums += torch.stack([term.sum(0) for term in (u, v, u * u, v * v, u * v)])
-            both = ((u > 0) & (v > 0)).sum(1).double()
-            either = ((u > 0) | (v > 0)).sum(1).double()
-            overlap += torch.where(either > 0, both / either.clamp(min=1), 1.0).sum().item()
-    mean_u, mean_v, uu, vv, uv = sums / rows
+        codes = [*a.add(x.to(sae.b_enc.device)), *b.add(y.to(sae.b_enc.device))]
+        for values, features, others, other_features in zip(*(part.split(CHUNK) for part in codes), strict=True):
+            found = _looked_up(others, other_features, features, scratch)
+            products.index_add_(0, features.flatten(), (values.double() * found.double()).flatten())
+            both = ((values > 0) & (found > 0)).sum(1)
+            either = (values > 0).sum(1) + (others > 0).sum(1) - both
+            overlap += torch.where(either > 0, both.double() / either.clamp(min=1), 1.0).sum().item()
+    rows = a.rows
+    mean_u, mean_v, uu, vv, uv = (total / rows for total in (a.total, b.total, a.squares, b.squares, products))
     variances = [torch.where(xx - mean**2 > 1e-11 * xx, xx - mean**2, 0.0) for xx, mean in ((uu, mean_u), (vv, mean_v))]
     spread = (variances[0] * variances[1]).sqrt()  # exactly 0 where rounding is all that varies
     correlation = torch.where(spread > 0, (uv - mean_u * mean_v) / spread, 0.0)
     return Transfer(a.result(), b.result(), overlap / rows, correlation.clamp(-1, 1).cpu())
 
 
-def _as_rows(code: tuple[Tensor, Tensor], width: int, start: int) -> Tensor:
-    """`CHUNK` tokens' codes from `start` as dense rows, float64 [tokens, d_sae]."""
-    values, features = (part[start : start + CHUNK] for part in code)
-    return values.new_zeros(len(values), width, dtype=torch.float64).scatter_(1, features, values.double())
+def _looked_up(values: Tensor, features: Tensor, asked: Tensor, scratch: Tensor) -> Tensor:
+    """What each token's code [tokens, k] says of the features `asked` of it [tokens, m]; 0 where it names them not.
+
+    scratch: zeros [>= tokens, d_sae], and zeros again afterwards: clearing it whole would take longer than all else.
+    """
+    rows = scratch[: len(values)].scatter_(1, features, values)
+    found = rows.gather(1, asked)
+    rows.scatter_(1, features, 0.0)
+    return found

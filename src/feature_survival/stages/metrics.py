@@ -61,7 +61,14 @@ def run(params: Params, cell: Cell) -> None:
     survival = survival_by_feature(matches[matches["alive"]], params.metrics.taus)
     features = features.merge(survival, how="left", on=FEATURE, validate="one_to_one")
     model, tokens = load_compressed(cell, params.model(cell.model).dtype), _tokens(params, cell)
-    numbers = _numbers(params, cell, model, tokens, dense, own, transfers)
+    if cell == cell.dense:
+        reconstructions = {seed: transfer.compressed for seed, transfer in transfers.items()}
+    else:
+        reconstructions = {
+            seed: measure_reconstruction(sae, Shards(cell.cache, "evaluation").batches(ROWS))
+            for seed, sae in progress(own.items(), f"SAEs {cell}", len(own), "SAE")
+        }
+    numbers = _numbers(params, cell, model, tokens, dense, own, transfers, reconstructions)
     if cell == cell.dense:
         model = model.float()  # effects are smaller than what half precision rounds off
         site = params.model(cell.model).site(params.study.site)
@@ -101,17 +108,21 @@ def _numbers(
     dense: dict[Seed, Dictionary],
     own: dict[Seed, Dictionary],
     transfers: dict[Seed, Transfer],
+    reconstructions: dict[Seed, Reconstruction],
 ) -> dict[str, object]:
     """Perplexity of the model; quality of its own SAEs and of the dense model's SAEs on it."""
     batch, site = params.activations.batch_windows, params.model(cell.model).site(params.study.site)
-    entropy = mean_cross_entropy(model, tokens, batch)
     replacements: dict[tuple[str, Seed | None], Callable[[Tensor], Tensor]] = {
         ("zero", None): torch.zeros_like,
-        **{("own", seed): sae.reconstruct for seed, sae in own.items()},
+        **{("own", seed): sae.reconstruct for seed, sae in own.items() if cell != cell.dense},
         **{("dense", seed): sae.reconstruct for seed, sae in dense.items()},
     }
-    plain, splices = measure_splices(model, site, replacements, tokens[: params.metrics.splice_windows], batch)
+    spliced, rest = tokens.tensor_split([params.metrics.splice_windows])
+    plain, splices = measure_splices(model, site, replacements, spliced, batch)
     zero = splices["zero", None].cross_entropy
+    entropy = plain
+    if len(rest):
+        entropy += (mean_cross_entropy(model, rest, batch) - plain) * len(rest) / len(tokens)
 
     def quality(seed: Seed, found: Reconstruction, splice: Splice) -> dict[str, float]:
         return {
@@ -139,8 +150,8 @@ def _numbers(
         "ce_model": plain,
         "ce_zero": zero,
         "saes": [
-            quality(seed, measure_reconstruction(sae, shards.batches(ROWS)), splices["own", seed])
-            for seed, sae in progress(own.items(), f"SAEs {cell}", len(own), "SAE")
+            quality(seed, found, splices["dense" if cell == cell.dense else "own", seed])
+            for seed, found in reconstructions.items()
         ],
         "transfer": [
             {
