@@ -21,6 +21,7 @@ ORDER = [
     "config",
     "artifacts",
     "progress",
+    "memory",
     "corpus",
     "hub",
     "models",

@@ -51,7 +51,7 @@ def _deterministic() -> None:
     import torch
     from transformers.utils import logging
 
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import the compiler: a second
     logging.disable_progress_bar()
 
 
@@ -128,10 +128,12 @@ def _run(stage: str, model: str, params: Params, *where: object) -> None:
     """Start a stage on what there is of a model, once its names are known to be right."""
     from importlib import import_module
 
-    from feature_survival.models import compute_device, is_out_of_memory, keep_memory, use_device
+    from feature_survival.memory import keep_memory
+    from feature_survival.models import compute_device, is_out_of_memory, use_device
 
     _deterministic()
-    keep_memory()
+    if stage != "prune":  # where tensors as large as weights come and go, what is kept would be as much again
+        keep_memory()
     use_device(params.device)
     run = import_module(f"feature_survival.stages.{stage}").run
     try:

@@ -5,7 +5,6 @@ Adding a family is one line in `ADAPTERS` and nothing anywhere else.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,21 +71,6 @@ def use_device(name: str) -> None:
                 f"device: {name!r} asked, this machine has {found}; allowed: auto, cpu" + ", cuda" * (count > 0)
             )
     _asked = name
-
-
-def keep_memory() -> None:
-    """Have the C library keep up to 2 GB of freed memory for the next tensors, where it is glibc.
-
-    By itself it returns every large tensor to the system and fetches, page by page, the next: a third of the CPU time
-    of stages whose tensors are tens of megabytes. Numbers do not depend on it.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another C library
-        return
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 def compute_device() -> torch.device:
