@@ -10,8 +10,11 @@ its spread from the least to the greatest; a bound is what no implementation can
 
 from __future__ import annotations
 
-import argparse
 import os
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # before libraries read it: their bars would hide the progress
+
+import argparse
 import platform
 import time
 from collections.abc import Iterable, Iterator
@@ -23,6 +26,7 @@ from pathlib import Path
 
 import torch
 from race import Case, Row, race, say, table
+from transformers.utils.logging import disable_progress_bar
 
 RESULTS = Path(__file__).parent / "results.md"
 STAGES = "prune", "cache", "sae", "matching", "causal", "figures", "startup"  # each a module beside this one
@@ -59,8 +63,8 @@ def report(on: str, rows: list[Row], growth: str, repetitions: int) -> str:
     return f"""# Side by side
 
 Written by `make bench`. Ours and its rivals ran on the same inputs in one process, taking turns; results were compared
-first. A ratio is the rival's time over ours, the median of {repetitions} repetitions; its spread runs from the least to the
-greatest. A bound is what no implementation can do without; ours reaches the share given.
+first. A ratio is the rival's time over ours, the median of {repetitions} repetitions; its spread runs from the least to
+the greatest. A bound is what no implementation can do without; ours reaches the share given.
 
 {on}
 
@@ -90,6 +94,7 @@ def main() -> None:
             parser.error(f"--{key}: {getattr(options, key)} asked; allowed: 1 or more")
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of processes that cases start
+    disable_progress_bar()
     on, rows, began = machine(options.threads), [], time.perf_counter()
     for case in cases([name for name in chosen if name != GROWTH], options.full):
         rows += race(case, options.repetitions)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -116,6 +117,22 @@ def race(case: Case, repetitions: int, clock: Callable[[], float] = time.perf_co
     if case.limit is not None:
         rows.append(start._replace(target=f"< {case.limit:g} s", met=ours < case.limit))
     return rows or [start]
+
+
+def extra_memory(run: Run) -> int:
+    """Bytes by which this process's resident memory grew at most while `run` ran (Linux).
+
+    What the allocator has kept back hides growth: measure in a process of its own, with MALLOC_MMAP_THRESHOLD_ set.
+    """
+
+    def resident(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
 
 
 def say(text: str) -> None:
