@@ -4,8 +4,8 @@
 
 An exponent is the slope of a least-squares line through logarithms; its range is that of the slopes between
 neighbouring sizes. Time is the least of some runs, taken in turns. Memory is what a process of its own grows by
-while the work runs, beyond its inputs; below 4 MiB no exponent is fitted. Fixed costs make exponents small at sizes like
-these; none may be worse than linear in tokens, seeds, features that are ablated, and cells.
+while the work runs, beyond its inputs; below 4 MiB no exponent is fitted. Fixed costs make exponents small at sizes
+like these; none may be worse than linear in tokens, seeds, features that are ablated, and cells.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def cache(windows: int, width: int, folder: Path) -> Run:
 
 def sae(rows: int, expansion: int, seeds: int, folder: Path) -> Run:
     """SAEs in one pass."""
-    from safetensors.torch import save_file
     from sae import planted
+    from safetensors.torch import save_file
 
     from feature_survival.activations import Shards, measure_normalization
     from feature_survival.config import Seed, load
