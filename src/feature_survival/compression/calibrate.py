@@ -72,15 +72,16 @@ def _walk(
         return
     assert tokens is not None
     hidden, arguments = _block_inputs(model, tokens, batch, on_host)
+    last = len(stack) - 1
     for number in progress(range(len(stack)), "compress", len(stack), "block"):
         block = stack[number]
         weights = prunable(block)
-        sums = {name: _InputSums(weight, method.needs_gram) for name, weight in weights.items()}
-        with _gathering(block, sums):
-            _advance(block, hidden, arguments[number], keep=not sequential)
+        keep = not sequential and number < last
+        with _gathering(block, list(weights), method.needs_gram, stop=not keep) as sums:
+            _advance(block, hidden, arguments[number], keep)
         dense = {name: weight.clone() for name, weight in weights.items()} if sequential else {}
-        yield number, block, {name: of_weight.result() for name, of_weight in sums.items()}
-        if sequential:
+        yield number, block, {name: of_input.result() for name, of_input in sums.items()}
+        if sequential and number < last:
             _advance(block, hidden, arguments[number], keep=True)
         for name, weight in dense.items():
             weights[name].copy_(weight)
@@ -90,18 +91,21 @@ def _advance(block: nn.Module, hidden: list[Tensor], arguments: _Arguments, keep
     """Pass hidden states through a block, batch by batch; they become its outputs where `keep`."""
     device = next(block.parameters()).device
     for number, states in enumerate(hidden):
-        output = block(states.to(device), *arguments[0], **arguments[1])
+        try:
+            output = block(states.to(device), *arguments[0], **arguments[1])
+        except ForwardStopped:
+            continue
         if keep:
             hidden[number] = (output[0] if isinstance(output, tuple) else output).to(states.device)
 
 
 class _InputSums:
-    """Sums over all tokens seen behind `Inputs`, of one linear map."""
+    """Sums over all tokens seen behind `Inputs`, of one input of linear maps."""
 
-    def __init__(self, weight: Tensor, with_gram: bool) -> None:
-        columns = weight.shape[1]
-        self._squares, self._magnitudes = torch.zeros(2, columns, dtype=torch.float32, device=weight.device)
-        self._gram = torch.zeros(columns, columns, dtype=torch.float64, device=weight.device) if with_gram else None
+    def __init__(self, like: Tensor, with_gram: bool) -> None:
+        columns = like.shape[-1]
+        self._squares, self._magnitudes = torch.zeros(2, columns, dtype=torch.float32, device=like.device)
+        self._gram = torch.zeros(columns, columns, dtype=torch.float64, device=like.device) if with_gram else None
         self._tokens = 0
 
     def add(self, x: Tensor) -> None:
@@ -118,15 +122,35 @@ class _InputSums:
 
 
 @contextmanager
-def _gathering(block: nn.Module, sums: dict[str, _InputSums]) -> Iterator[None]:
-    """Within, every pass through the block adds each linear map's inputs to its sums."""
+def _gathering(block: nn.Module, names: list[str], with_gram: bool, stop: bool) -> Iterator[dict[str, _InputSums]]:
+    """Within, every pass through the block adds each linear map's inputs to its sums, which are yielded by name.
+
+    Maps that read the same tensor (queries, keys and values; gate and up) share their sums. `stop` ends a pass at the
+    last map: what it would give is not needed.
+    """
+    sums: dict[str, _InputSums] = {}
+    visited: list[str] = []  # in the pass under way
+    last: list[Tensor] = []  # the input of the map visited last
+
+    def visit(name: str, x: Tensor) -> None:
+        if last and x is last[0]:
+            sums[name] = sums[visited[-1]]
+        else:
+            last[:] = [x]
+            sums.setdefault(name, _InputSums(x, with_gram)).add(x)
+        visited.append(name)
+        if len(visited) == len(names):
+            visited.clear()
+            last.clear()
+            if stop:
+                raise ForwardStopped
+
     modules = dict(block.named_modules())
     handles = [
-        modules[name].register_forward_pre_hook(lambda _, args, of_weight=of_weight: of_weight.add(args[0]))
-        for name, of_weight in sums.items()
+        modules[name].register_forward_pre_hook(lambda _, args, name=name: visit(name, args[0])) for name in names
     ]
     try:
-        yield
+        yield sums
     finally:
         for handle in handles:
             handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +21,28 @@ def keep_mask(scores: Tensor, sparsity: float | Fraction) -> Tensor:
 
     scores: [..., n], any float type without NaN.
     """
-    count = pruned_count(scores.shape[-1], sparsity)
-    lowest = torch.sort(scores, dim=-1, stable=True).indices[..., :count]
-    return torch.ones_like(scores, dtype=torch.bool).scatter_(-1, lowest, False)
+    n = scores.shape[-1]
+    count = pruned_count(n, sparsity)
+    if count == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    rows = scores.reshape(-1, n)
+    cut = _nth_lowest(rows, count)
+    kept = rows > cut
+    tied = kept.sum(1) < n - count
+    if tied.any():  # of the scores equal to the cut, the last stay
+        equal = rows[tied] == cut[tied]
+        staying = n - count - kept[tied].sum(1, keepdim=True)
+        kept[tied] |= equal & (equal.cumsum(1) > equal.sum(1, keepdim=True) - staying)
+    return kept.reshape(scores.shape)
+
+
+def _nth_lowest(rows: Tensor, nth: int) -> Tensor:
+    """[rows, 1], `nth` counted from 1."""
+    if rows.device.type != "cpu":
+        return rows.sort(dim=1).values[:, nth - 1 : nth]
+    # NumPy selects without sorting, tens of times as fast on a CPU; it has no bfloat16.
+    values = rows.detach().to(torch.float32 if rows.dtype == torch.bfloat16 else rows.dtype).numpy()
+    return torch.from_numpy(np.partition(values, nth - 1, axis=1)[:, nth - 1 : nth]).to(rows)
 
 
 def masks_in_groups(scores: Tensor, sparsity: float | Fraction, group: str) -> Tensor:

@@ -1,0 +1,200 @@
+"""Pruning by Wanda against its reference's sample-by-sample loop, and against the bound; first, that the masks agree.
+
+    python benchmarks/prune.py
+    python benchmarks/prune.py --models mini --windows 32
+
+The bound is two plain passes of the calibration tokens through the embedding and the decoder blocks, in the same
+batches: no hooks, no logits. Each block must be passed twice, once to see its inputs and once as pruned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from feature_survival.compression.calibrate import compress
+from feature_survival.compression.forms import Masked
+from feature_survival.models import ForwardStopped, compute_device
+from feature_survival.recipes import Recipe
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+WINDOW, SPARSITY = 128, 0.5
+
+
+class Shape(NamedTuple):
+    """A Llama with random weights, and how much it is calibrated on."""
+
+    width: int
+    hidden: int  # of the MLP
+    blocks: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+    windows: int  # of 128 tokens
+    batch: int
+
+
+SHAPES = {
+    "mini": Shape(128, 352, 4, 4, 2, 2_048, windows=256, batch=32),  # that of mini-llama3
+    "100M": Shape(768, 2_048, 12, 12, 12, 32_000, windows=32, batch=8),
+    "300M": Shape(1_024, 2_816, 24, 16, 16, 8_192, windows=16, batch=8),
+}
+
+
+def build(shape: Shape) -> LlamaForCausalLM:
+    """The model, float32, the same at every call."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.hidden,
+        num_hidden_layers=shape.blocks,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False).to(compute_device())
+
+
+def calibration(shape: Shape) -> Tensor:
+    """Random tokens, int64 [windows, 128]."""
+    return torch.randint(shape.vocabulary, (shape.windows, WINDOW), generator=torch.Generator().manual_seed(1))
+
+
+def ours(model: LlamaForCausalLM, tokens: Tensor, batch: int) -> dict[str, Tensor]:
+    """Masks by weight, True = kept."""
+    forms = compress(model, Recipe("wanda", SPARSITY), tokens, batch)
+    return {name: form.mask for name, form in forms.items() if isinstance(form, Masked)}
+
+
+@torch.no_grad()
+def reference(model: LlamaForCausalLM, tokens: Tensor) -> dict[str, Tensor]:
+    """The same as the method's authors compute it.
+
+    Block by block: every sample passes by itself while hooks average the squared norms of each linear map's inputs,
+    each row's scores are sorted, the lowest go, and every sample passes again, for the next block. The model is left
+    as it was.
+    """
+    states, arguments = _entering(model, tokens)
+    masks = {}
+    for number, block in enumerate(model.model.layers):
+        maps = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+        norms = {name: _RunningNorms(module) for name, module in maps.items()}
+        handles = [module.register_forward_hook(norms[name].add) for name, module in maps.items()]
+        for sample in states:
+            block(sample, **arguments)
+        for handle in handles:
+            handle.remove()
+        dense = {name: module.weight.clone() for name, module in maps.items()}
+        for name, module in maps.items():
+            scores = module.weight.abs() * norms[name].squared.sqrt()
+            lowest = torch.sort(scores, dim=-1, stable=True).indices[:, : int(scores.shape[1] * SPARSITY)]
+            gone = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, lowest, True)
+            module.weight[gone] = 0
+            masks[f"{number}.{name}"] = ~gone
+        states = [block(sample, **arguments) for sample in states]
+        for name, module in maps.items():
+            module.weight.copy_(dense[name])
+    return masks
+
+
+class _RunningNorms:
+    """Mean over samples of the squared norm of each input feature, float32 [in]."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self.squared = torch.zeros(module.in_features, device=module.weight.device)
+        self._samples = 0
+
+    def add(self, _: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+        x = args[0].flatten(0, -2).T.float()
+        self.squared *= self._samples / (self._samples + 1)
+        self._samples += 1
+        self.squared += torch.norm(x, p=2, dim=1) ** 2 / self._samples
+
+
+def _entering(model: LlamaForCausalLM, tokens: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+    """Hidden states [1, position, width] that enter block 0, a sample each, and the blocks' other arguments."""
+    states: list[Tensor] = []
+    arguments: dict[str, Any] = {}
+
+    def catch(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        states.append(args[0])
+        arguments.update(kwargs)
+        raise ForwardStopped
+
+    handle = model.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+    for sample in tokens.to(model.device).split(1):
+        try:
+            model(sample, use_cache=False)
+        except ForwardStopped:
+            continue
+    handle.remove()
+    return states, arguments
+
+
+@torch.no_grad()
+def two_passes(model: LlamaForCausalLM, tokens: Tensor, batch: int) -> None:
+    """The bound."""
+    for _ in range(2):
+        for chunk in tokens.to(model.device).split(batch):
+            model.model(chunk, use_cache=False)
+
+
+def differing(model: LlamaForCausalLM, tokens: Tensor, batch: int) -> tuple[int, int]:
+    """Of how many weights, out of how many, the two decide otherwise."""
+    mine, theirs = ours(model, tokens, batch), reference(model, tokens)
+    assert mine.keys() == theirs.keys()
+    return sum(int((mine[name] != theirs[name]).sum()) for name in mine), sum(mask.numel() for mask in mine.values())
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """One line a model: medians of alternating repetitions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(SHAPES), help="names with commas (default %(default)s)")
+    parser.add_argument("--windows", type=int, help="of calibration, instead of each model's own number")
+    parser.add_argument("--repetitions", type=int, default=3)
+    asked = parser.parse_args()
+    for name in asked.models.split(","):
+        shape = SHAPES[name] if asked.windows is None else SHAPES[name]._replace(windows=asked.windows)
+        model, tokens = build(shape), calibration(shape)
+        odd, weights = differing(model, tokens, shape.batch)
+        runners: dict[str, Callable[[], object]] = {
+            "ours": lambda: ours(model, tokens, shape.batch),
+            "reference": lambda: reference(model, tokens),
+            "bound": lambda: two_passes(model, tokens, shape.batch),
+        }
+        taken = {of: [] for of in runners}
+        for _ in range(asked.repetitions):
+            for of, work in runners.items():
+                taken[of].append(seconds(work))
+        mine, theirs, bound = (median(taken[of]) for of in runners)
+        print(
+            f"{name}: {odd} of {weights} decisions differ; ours {mine:.2f} s, {theirs / mine:.2f} times as fast as the "
+            f"reference's loop, {mine / bound:.2f} times the bound"
+        )
+
+
+if __name__ == "__main__":
+    main()
