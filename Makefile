@@ -7,7 +7,7 @@ WORKERS ?= 2
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce grid quick test bench lint figure tables saebench gpu-check docker-check lock
+.PHONY: help env data reproduce grid quick test bench lint figure tables timeline saebench gpu-check docker-check lock
 
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
@@ -63,6 +63,9 @@ figure: env ## one figure again, e.g. make figure FIG=survival
 tables: env ## the printed tables and the claims again
 	@$(BIN)/feature-survival tables
 	@$(BIN)/feature-survival claims
+
+timeline: env ## when each stage ran, as a picture: artifacts/timeline.png
+	@$(BIN)/feature-survival timeline
 
 saebench: env ## SAEBench on a paper-scale model's SAEs, in an environment of its own (.saebench, 7 GB): MODEL=name
 	@$(BIN)/python benchmarks/saebench.py --check $(MODEL)

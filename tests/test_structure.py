@@ -34,6 +34,7 @@ ORDER = [
     "metrics",
     "summarize",
     "figures",
+    "timeline",
     "tables",
     "claims",
     "stages",
@@ -43,6 +44,7 @@ ORDER = [
     "remotes",
     "grid",
     "quick",
+    "launch",
     "cli",
 ]
 # What numbers do not depend on but by what a stage's parameters or its base say.

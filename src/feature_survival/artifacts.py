@@ -9,7 +9,7 @@
 `artifacts/<model>/variants/<site>`        SAEs of the second study: of the dense model, and of every compressed one
 `artifacts/variants/<model>/<site>`        variants.parquet, compressors.parquet, latents.parquet
 `artifacts/training/<model>.csv`           losses of the base model
-`artifacts/timeline.csv`                   when each stage of the last grid on many workers ran
+`artifacts/timeline.csv`                   when each stage ran, a line each time it ended well
 `results/`, `paper_figures/`               tidy tables; figures and printed tables
 """
 
@@ -98,7 +98,7 @@ def training_log(root: Path, model: str) -> Path:
 
 
 def timeline(root: Path) -> Path:
-    """Which worker ran which stage, and when, in the last grid on many workers; no output of DVC's."""
+    """When each stage ran, on which of a grid's workers; every stage appends to it, and it is no output of DVC's."""
     return root / "artifacts" / "timeline.csv"
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from feature_survival.config import Params, load
-from feature_survival.figures import FIGURES
+from feature_survival.figures import FIGURES, draw
+from feature_survival.launch import deterministic, run_stage, uncollected
 from feature_survival.schema import InputError
+from feature_survival.timeline import record
 
 app = typer.Typer(
     help=(
@@ -29,15 +34,7 @@ app = typer.Typer(
 
 ModelName = Annotated[str, typer.Argument(help="a model of the catalogue in params.yaml, e.g. mini-llama3")]
 ConditionName = Annotated[str, typer.Argument(help="a condition in params.yaml, e.g. wanda-50")]
-# What takes the most memory in a stage, and may be less without another result, or with one to the user's liking.
-LOWER = {
-    "base": "weights.training.batch_windows of the model",
-    "prune": "prune.batch_windows, or set prune.hidden_states: host",
-    "cache": "activations.batch_windows or activations.shard_windows",
-    "sae": "sae.batch_tokens or sae.expansion",
-    "metrics": "activations.batch_windows or sae.expansion",
-    "variants": "activations.batch_windows, variants.probe_windows or sae.expansion",
-}
+STARTED = time.time() - time.process_time()  # of the process, but for what it waited for the disk
 ROOT = Path()  # stages are started at the repository's top, as DVC does
 
 
@@ -45,14 +42,16 @@ def _params() -> Params:
     return load(ROOT / "params.yaml")
 
 
-def _deterministic() -> None:
-    """Same inputs, same bytes: set before any computing."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    import torch
-    from transformers.utils import logging
+def _stage(command: Callable[..., None]) -> Callable[..., None]:
+    """A subcommand that is a stage: once it has ended well, the time line has a line of it."""
 
-    torch.use_deterministic_algorithms(True)
-    logging.disable_progress_bar()
+    @app.command()
+    @wraps(command)
+    def timed(*positional: object, **named: object) -> None:
+        command(*positional, **named)
+        record(ROOT, " ".join(sys.argv[1:]), STARTED)
+
+    return timed
 
 
 @app.command()
@@ -88,7 +87,7 @@ def plan(
         write(rows, device, Console(width=None if sys.stdout.isatty() else 100))
 
 
-@app.command()
+@_stage
 def data(
     force: Annotated[bool, typer.Option(help="rebuild even where data/ is what params.yaml asks for")] = False,
 ) -> None:
@@ -104,7 +103,7 @@ def data(
         typer.echo(f"{split:12} {documents:5} documents {characters / 1e6:6.2f} MB")
 
 
-@app.command()
+@_stage
 def base(model: ModelName) -> None:
     """Make a model's tokenizer and dense weights, or fetch those a hub has published."""
     _model_stage("base", model)
@@ -112,7 +111,7 @@ def base(model: ModelName) -> None:
 
 def _model_stage(stage: str, model: str) -> None:
     """Check the name, then run one of the stages that work on a model."""
-    _run(stage, model, _params().for_model(model), ROOT, model)
+    run_stage(stage, model, _params().for_model(model), ROOT, model)
 
 
 def _cell_stage(stage: str, model: str, condition: str) -> None:
@@ -121,53 +120,34 @@ def _cell_stage(stage: str, model: str, condition: str) -> None:
 
     params = _params().for_model(model)
     params.recipe(condition)
-    _run(stage, model, params, Cell(ROOT, model, condition))
+    run_stage(stage, model, params, Cell(ROOT, model, condition))
 
 
-def _run(stage: str, model: str, params: Params, *where: object) -> None:
-    """Start a stage on what there is of a model, once its names are known to be right."""
-    from importlib import import_module
-
-    from feature_survival.models import compute_device, is_out_of_memory, keep_memory, use_device
-
-    _deterministic()
-    keep_memory()
-    use_device(params.device)
-    run = import_module(f"feature_survival.stages.{stage}").run
-    try:
-        run(params, *where)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        place = f" (models.{model}.budget)" if params.model(model).budget else ""
-        raise InputError(f"stage {stage}: out of memory on {compute_device()}; lower {LOWER[stage]}{place}") from None
-
-
-@app.command()
+@_stage
 def prune(model: ModelName) -> None:
     """Compress a model in every way params.yaml asks for: masks, quantized or low-rank weights."""
     _model_stage("prune", model)
 
 
-@app.command()
+@_stage
 def cache(model: ModelName, condition: ConditionName) -> None:
     """Cache a cell's activations at the model's site."""
     _cell_stage("cache", model, condition)
 
 
-@app.command()
+@_stage
 def sae(model: ModelName, condition: ConditionName) -> None:
     """Train a cell's SAEs, one for each pair of seeds."""
     _cell_stage("sae", model, condition)
 
 
-@app.command()
+@_stage
 def metrics(model: ModelName, condition: ConditionName) -> None:
     """Measure a cell: perplexity, SAEs' quality, transfer, survival; causal effects in the dense cell."""
     _cell_stage("metrics", model, condition)
 
 
-@app.command()
+@_stage
 def variants(
     model: ModelName, site: Annotated[str, typer.Argument(help="one of the model's sites, e.g. mlp_out")]
 ) -> None:
@@ -176,10 +156,10 @@ def variants(
 
     params = _params().for_model(model)
     params.model(model).site(site)
-    _run("variants", model, params, Place(ROOT, model, site))
+    run_stage("variants", model, params, Place(ROOT, model, site))
 
 
-@app.command()
+@_stage
 def summarize() -> None:
     """Gather all cells' metrics into the tables of results/."""
     from feature_survival.summarize import run
@@ -187,31 +167,32 @@ def summarize() -> None:
     run(_params(), ROOT)
 
 
-@app.command()
+@_stage
 def figure(
     name: Annotated[str, typer.Argument(help=f"one of {', '.join(FIGURES)}")],
 ) -> None:
     """Draw one figure from results/ into paper_figures/ (PDF and PNG)."""
-    from feature_survival.figures import draw
+    with uncollected():
+        for path in draw(name, ROOT / "results", ROOT / "paper_figures"):
+            typer.echo(path)
 
-    for path in draw(name, ROOT / "results", ROOT / "paper_figures"):
-        typer.echo(path)
 
-
-@app.command()
+@_stage
 def tables() -> None:
     """Write the printed tables from results/ into paper_figures/ (Markdown and LaTeX)."""
-    from feature_survival.tables import write
+    with uncollected():
+        from feature_survival.tables import write
 
-    write(ROOT / "results", ROOT / "paper_figures")
+        write(ROOT / "results", ROOT / "paper_figures")
 
 
-@app.command()
+@_stage
 def claims() -> None:
     """Hold the published claims of claims.yaml against results/; verdicts in results/claims.json and a table."""
-    from feature_survival.claims import run
+    with uncollected():
+        from feature_survival.claims import run
 
-    run(ROOT)
+        run(ROOT)
 
 
 @app.command()
@@ -255,6 +236,20 @@ def grid(
     from feature_survival.grid import run
 
     raise typer.Exit(run(ROOT, workers, scheduler, threads))
+
+
+@app.command()
+def timeline(
+    logs: Annotated[
+        list[Path] | None, typer.Option("--log", help="a time line, artifacts/timeline.csv by itself; a panel each")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the picture: .png or .pdf")] = Path("artifacts/timeline.png"),
+) -> None:
+    """Draw when each stage ran, and say how long each kind of stage took."""
+    from feature_survival.artifacts import timeline
+    from feature_survival.timeline import draw
+
+    typer.echo(draw(logs or [timeline(ROOT)], out))
 
 
 @app.command()
@@ -314,7 +309,7 @@ def audit(
     from feature_survival.schema import validate
 
     request = validate(options, "audit", Request)
-    _deterministic()
+    deterministic()
     use_device(request.device)
     found = run(request)
     verdict = found.report["verdict"]

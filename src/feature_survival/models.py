@@ -5,13 +5,12 @@ Adding a family is one line in `ADAPTERS` and nothing anywhere else.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -74,21 +73,6 @@ def use_device(name: str) -> None:
     _asked = name
 
 
-def keep_memory() -> None:
-    """Have the C library keep up to 2 GB of freed memory for the next tensors, where it is glibc.
-
-    By itself it returns every large tensor to the system and fetches, page by page, the next: a third of the CPU time
-    of stages whose tensors are tens of megabytes. Numbers do not depend on it.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another C library
-        return
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-
-
 def compute_device() -> torch.device:
     """The device chosen; by itself the GPU where there is one, else the CPU."""
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,12 +96,19 @@ def adapter_for(architecture: str) -> Adapter:
     return ADAPTERS[architecture]
 
 
+def _class_named(architecture: str) -> Any:
+    """A class of transformers that has an adapter; its own progress bars stay off."""
+    adapter_for(architecture)
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return getattr(transformers, architecture)
+
+
 def build(model: Model) -> PreTrainedModel:
     """A randomly initialised model of a catalogue entry, float32 (seed torch first)."""
-    import transformers
-
-    adapter_for(model.architecture)
-    architecture = getattr(transformers, model.architecture)
+    architecture = _class_named(model.architecture)
     known = ["attn_implementation", *(field.name for field in dataclasses.fields(architecture.config_class))]
     for key in model.config:
         if key not in known:
@@ -135,7 +126,6 @@ def load(folder: Path, dtype: Dtype) -> PreTrainedModel:
     A base folder of a hub model names a commit; its weights come from the hub's cache, or the hub. InputError where
     files are missing, truncated, foreign, or the architecture has no adapter.
     """
-    import transformers
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -145,11 +135,11 @@ def load(folder: Path, dtype: Dtype) -> PreTrainedModel:
     config = read_json(folder / "config.json")
     named = config.get("architectures") if isinstance(config, dict) else None
     architecture = named[0] if isinstance(named, list) and named else "(none named)"
-    adapter_for(architecture)
+    model_class = _class_named(architecture)
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # its report of missing tensors is ours to make, in one line
     try:
-        model, info = getattr(transformers, architecture).from_pretrained(
+        model, info = model_class.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError, RuntimeError, StrictDataclassError) as error:

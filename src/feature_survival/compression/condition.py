@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel  # here, so that whoever starts a stage knows when its imports are done
 
 from feature_survival.artifacts import Cell, read_tensors, write_json
 from feature_survival.compression.forms import FULL_BITS, Form, read_form
@@ -16,8 +17,6 @@ from feature_survival.models import load, prunable_weights
 from feature_survival.schema import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from feature_survival.catalogue import Dtype
 
 

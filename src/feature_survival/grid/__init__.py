@@ -8,7 +8,6 @@ is not run again, one that DVC's run cache knows is restored.
 from __future__ import annotations
 
 import contextlib
-import csv
 import logging
 import os
 import queue
@@ -24,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from feature_survival.artifacts import atomic_file, timeline
+from feature_survival.artifacts import timeline
 from feature_survival.config import load
 from feature_survival.grid.book import Book, open_book
 from feature_survival.grid.worker import Ended, perform
@@ -99,7 +98,7 @@ class _Grid:
         self.running: dict[Any, Any] = {}
         self.settled: set[Any] = set()
         self.failed: dict[Any, int] = {}
-        self.times: list[tuple[str, str, float, float]] = []
+        self.times: list[float] = []  # seconds of each stage that ended
         self.bar = tqdm(total=len(book.plan), unit="stage", disable=None, dynamic_ncols=True, leave=False)
         self.waits = False
         self.began = time.time()
@@ -123,8 +122,6 @@ class _Grid:
             raise self._gone() from error
         finally:
             self.bar.close()
-            if self.times:
-                self._write_times()
             if not self._is_gone():
                 self.client.cancel(list(self.running))
 
@@ -190,7 +187,7 @@ class _Grid:
     def _end(self, stage: Any, ended: Ended) -> None:
         from dvc.exceptions import DvcException
 
-        self.times.append((stage.addressing, ended.worker, ended.start - self.began, ended.end - self.began))
+        self.times.append(ended.end - ended.start)
         try:
             if ended.code:
                 self._fail(stage, 2 if ended.code == 2 else 1, ended.error or f"exit code {ended.code}")
@@ -218,19 +215,13 @@ class _Grid:
     def _gone(self) -> InputError:
         return InputError("the scheduler is gone; what was finished is recorded, `make grid` goes on from there")
 
-    def _write_times(self) -> None:
-        with atomic_file(timeline(self.book.root)) as partial, partial.open("w", newline="") as file:
-            rows = ((name, worker, f"{start:.2f}", f"{end:.2f}") for name, worker, start, end in self.times)
-            csv.writer(file, lineterminator="\n").writerows([("stage", "worker", "start", "end"), *rows])
-
     def _sum_up(self) -> int:
         """Say what came out. Returns the exit code."""
         skipped = [stage.addressing for stage in self.book.plan if stage not in self.settled | self.failed.keys()]
-        work = sum(end - start for _, _, start, end in self.times)
         self._say(
-            f"{len(self.times)} stages run in {time.time() - self.began:.0f} s, {work:.0f} s of work; "
+            f"{len(self.times)} stages run in {time.time() - self.began:.0f} s, {sum(self.times):.0f} s of work; "
             f"{len(self.failed)} failed; {len(skipped)} skipped; "
-            f"{len(self.settled)} of {len(self.book.plan)} up to date" + (f"; {timeline(Path())}" if self.times else "")
+            f"{len(self.settled)} of {len(self.book.plan)} up to date; times: {timeline(Path())}"
         )
         if skipped:
             self._say(f"not run, as they depend on a failed one: {', '.join(skipped)}", error=True)

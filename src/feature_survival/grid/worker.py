@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from feature_survival.timeline import WORKER
+
 FOLDER = Path(".dvc") / "tmp" / "grid"  # under the checkout: what stages said; the journal
 # The stage, and beside it a watch: its pipe closes when the worker ends, however that dies, and so does the stage.
 GUARD = 'exec 3<&0 </dev/null; (cat <&3; kill -KILL 0) >/dev/null 2>&1 & sh -c "$1" 3<&- & wait $!; exit $?'
@@ -51,7 +53,7 @@ def perform(name: str, command: str, root: str, topic: str, threads: int, device
     log = Path(root) / FOLDER / f"{name}.log"
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     inherited = {name: value for name, value in os.environ.items() if name not in OF_DASK}
-    environment = {**inherited, "PATH": programs, "DVC_ROOT": root, "DVC_STAGE": name}
+    environment = {**inherited, "PATH": programs, "DVC_ROOT": root, "DVC_STAGE": name, WORKER: str(worker.name)}
     environment |= dict.fromkeys(THREADS, str(threads or worker.state.nthreads))
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = devices[int(worker.name)]

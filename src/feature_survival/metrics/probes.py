@@ -16,7 +16,8 @@ ITERATIONS, TOLERANCE = 500, 1e-5  # the most; of the largest gradient, the loss
 COARSE = 1e-3  # the tolerance where many inputs are read and only the order or the argmax counts
 
 
-Floats, Integers = NDArray[np.float64], NDArray[np.int64]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 class Probe(NamedTuple):

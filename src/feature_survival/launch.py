@@ -1,0 +1,76 @@
+"""How a stage is started: heavy imports, determinism, memory, the device; and what is said where memory is short."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+from feature_survival.config import Params
+from feature_survival.schema import InputError
+
+# What takes the most memory in a stage, and may be less without another result, or with one to the user's liking.
+LOWER = {
+    "base": "weights.training.batch_windows of the model",
+    "prune": "prune.batch_windows, or set prune.hidden_states: host",
+    "cache": "activations.batch_windows or activations.shard_windows",
+    "sae": "sae.batch_tokens or sae.expansion",
+    "metrics": "activations.batch_windows or sae.expansion",
+    "variants": "activations.batch_windows, variants.probe_windows or sae.expansion",
+}
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Around imports and short work: what they make stays, and a seventh of their time went to searching it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def deterministic() -> None:
+    """Same inputs, same bytes: called before any computing."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    # As torch.use_deterministic_algorithms(True), which also imports the compiler to tell it: more than a second.
+    torch.set_deterministic_debug_mode("error")
+
+
+def keep_memory() -> None:
+    """Have the C library keep up to 2 GB of freed memory for the next tensors, where it is glibc.
+
+    By itself it returns every large tensor to the system and fetches, page by page, the next: a third of the CPU time
+    of stages whose tensors are tens of megabytes. Numbers do not depend on it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+
+
+def run_stage(stage: str, model: str, params: Params, *where: object) -> None:
+    """Run a stage on what there is of a model, once its names are known to be right."""
+    with uncollected():
+        from feature_survival.models import compute_device, is_out_of_memory, use_device
+
+        run = import_module(f"feature_survival.stages.{stage}").run
+    deterministic()
+    keep_memory()
+    use_device(params.device)
+    try:
+        run(params, *where)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        place = f" (models.{model}.budget)" if params.model(model).budget else ""
+        raise InputError(f"stage {stage}: out of memory on {compute_device()}; lower {LOWER[stage]}{place}") from None
