@@ -7,7 +7,7 @@ WORKERS ?= 2
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce grid quick test lint figure tables timeline saebench gpu-check docker-check lock
+.PHONY: help env data reproduce grid quick test bench lint figure tables timeline saebench gpu-check docker-check lock
 
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
@@ -48,6 +48,9 @@ quick: env ## a first look in minutes: a nano model through the same stages, in 
 
 test: env ## the test suite, a whole miniature grid included
 	@$(BIN)/python -m pytest
+
+bench: env ## every stage beside its peers and its bound, side by side; writes benchmarks/results.md (under 10 minutes)
+	@$(BIN)/python benchmarks/bench.py
 
 lint: env ## style and types
 	@$(BIN)/ruff check src tests benchmarks

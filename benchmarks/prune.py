@@ -1,7 +1,4 @@
-"""Pruning by Wanda against its reference's sample-by-sample loop, and against the bound; first, that the masks agree.
-
-    python benchmarks/prune.py
-    python benchmarks/prune.py --models mini --windows 32
+"""Pruning by Wanda beside its reference's sample-by-sample loop, at three sizes of a model with random weights.
 
 The bound is two plain passes of the calibration tokens through the embedding and the decoder blocks, in the same
 batches: no hooks, no logits. Each block must be passed twice, once to see its inputs and once as pruned.
@@ -9,13 +6,11 @@ batches: no hooks, no logits. Each block must be passed twice, once to see its i
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from race import Case, Rival
 from torch import Tensor, nn
 
 from feature_survival.compression.calibrate import compress
@@ -27,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 WINDOW, SPARSITY = 128, 0.5
+ROUNDING = 1e-5  # share of decisions
+LARGEST = "300M"
 
 
 class Shape(NamedTuple):
@@ -151,50 +148,32 @@ def two_passes(model: LlamaForCausalLM, tokens: Tensor, batch: int) -> None:
             model.model(chunk, use_cache=False)
 
 
-def differing(model: LlamaForCausalLM, tokens: Tensor, batch: int) -> tuple[int, int]:
-    """Of how many weights, out of how many, the two decide otherwise."""
-    mine, theirs = ours(model, tokens, batch), reference(model, tokens)
-    assert mine.keys() == theirs.keys()
-    return sum(int((mine[name] != theirs[name]).sum()) for name in mine), sum(mask.numel() for mask in mine.values())
+def same(ours: dict[str, Tensor], *others: dict[str, Tensor]) -> str:
+    """The same masks; where two scores are equal but for rounding, one weight may stand for the other."""
+    (theirs,) = others
+    assert ours.keys() == theirs.keys()
+    odd = sum(int((ours[name] != theirs[name]).sum()) for name in ours)
+    weights = sum(mask.numel() for mask in ours.values())
+    assert odd <= ROUNDING * weights, f"{odd} of {weights} decisions differ"
+    return f"masks, {odd} of {weights:,} decisions differ"
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+def case(name: str, shape: Shape) -> Case:
+    """One size."""
+    model, tokens = build(shape), calibration(shape)
+    return Case(
+        "prune, Wanda",
+        f"{name}, {tokens.numel():,} tokens",
+        lambda: ours(model, tokens, shape.batch),
+        same,
+        (Rival("the reference's loop, a sample at a time", lambda: reference(model, tokens), 1.0),),
+        Rival("two plain passes", lambda: two_passes(model, tokens, shape.batch), 1.25),
+        tokens.numel(),
+    )
 
 
-def main() -> None:
-    """One line a model: medians of alternating repetitions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(SHAPES), help="names with commas (default %(default)s)")
-    parser.add_argument("--windows", type=int, help="of calibration, instead of each model's own number")
-    parser.add_argument("--repetitions", type=int, default=3)
-    asked = parser.parse_args()
-    for name in asked.models.split(","):
-        shape = SHAPES[name] if asked.windows is None else SHAPES[name]._replace(windows=asked.windows)
-        model, tokens = build(shape), calibration(shape)
-        odd, weights = differing(model, tokens, shape.batch)
-        runners: dict[str, Callable[[], object]] = {
-            "ours": lambda: ours(model, tokens, shape.batch),
-            "reference": lambda: reference(model, tokens),
-            "bound": lambda: two_passes(model, tokens, shape.batch),
-        }
-        taken = {of: [] for of in runners}
-        for _ in range(asked.repetitions):
-            for of, work in runners.items():
-                taken[of].append(seconds(work))
-        mine, theirs, bound = (median(taken[of]) for of in runners)
-        print(
-            f"{name}: {odd} of {weights} decisions differ; ours {mine:.2f} s, {theirs / mine:.2f} times as fast as the "
-            f"reference's loop, {mine / bound:.2f} times the bound"
-        )
-
-
-if __name__ == "__main__":
-    main()
+def cases(full: bool = False) -> Iterator[Case]:
+    """All sizes; the largest takes minutes."""
+    for name, shape in SHAPES.items():
+        if full or name != LARGEST:
+            yield case(name, shape)

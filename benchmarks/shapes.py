@@ -1,0 +1,59 @@
+"""Untrained models of the miniatures' shapes, and tokens for them: what the benchmarks run on, made anew every time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from feature_survival.catalogue import Site
+from feature_survival.models import compute_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+VOCABULARY, WINDOW, WIDTH, BLOCKS, HEADS = 2048, 128, 128, 4, 4
+FAMILIES = "llama", "gpt2"
+SITE = Site("resid_post", 1)
+
+
+def untrained(family: str, width: int = WIDTH, spread: float = 0.02) -> PreTrainedModel:
+    """Four blocks, 1.3M parameters at width 128, float32; `spread` is the standard deviation of the weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    if family == "gpt2":
+        model: PreTrainedModel = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=VOCABULARY,
+                n_embd=width,
+                n_layer=BLOCKS,
+                n_head=HEADS,
+                n_positions=WINDOW,
+                initializer_range=spread,
+                bos_token_id=0,
+            )
+        )
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=width,
+                intermediate_size=width * 11 // 4,
+                num_hidden_layers=BLOCKS,
+                num_attention_heads=HEADS,
+                num_key_value_heads=HEADS // 2,
+                max_position_embeddings=WINDOW,
+                tie_word_embeddings=True,
+                initializer_range=spread,
+            )
+        )
+    return model.eval().requires_grad_(False).to(compute_device())
+
+
+def random_tokens(windows: int) -> Tensor:
+    """int64 [windows, 128], 0 in front; the same at every call."""
+    tokens = torch.randint(1, VOCABULARY, (windows, WINDOW), generator=torch.Generator().manual_seed(1))
+    tokens[:, 0] = 0
+    return tokens
