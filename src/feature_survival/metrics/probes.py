@@ -13,6 +13,7 @@ from torch import Tensor
 
 FEWEST = 20  # tokens of a class, below which nothing is measured on it
 ITERATIONS, TOLERANCE = 500, 1e-5  # the most; of the largest gradient, the loss being a mean over tokens
+FEW = 32  # inputs, up to which a step of Newton's method costs less than the many of L-BFGS
 COARSE = 1e-3  # the tolerance where many inputs are read and only the order or the argmax counts
 
 
@@ -56,15 +57,15 @@ def fit_probe(
         share = 1 / (occurrences[target] * np.count_nonzero(occurrences))
     penalty = np.full(width + 1, l2)
     penalty[-1] = 0
-    solve = _two_classes if classes == 2 else _many_classes
+    solve = _newton if classes == 2 and width <= FEW else _gradients
     found = solve(inputs, target, classes, share, penalty, tolerance)
     weight = found[:, :-1] / scale
     bias = found[:, -1] - weight @ mean
     return Probe(torch.from_numpy(weight).to(x.device), torch.from_numpy(bias).to(x.device))
 
 
-def _two_classes(inputs: Floats, target: Integers, _: int, share: Floats, penalty: Floats, tolerance: float) -> Floats:
-    """Newton's method: a handful of steps, each a small linear system. Weights [2, d + 1], one row minus the other."""
+def _newton(inputs: Floats, target: Integers, _: int, share: Floats, penalty: Floats, tolerance: float) -> Floats:
+    """Two classes by Newton's method: a handful of steps, each a linear system of d + 1. Weights [2, d + 1]."""
     side, penalty = 2.0 * target - 1, penalty / 2  # of the difference of the two rows
 
     def loss(weight: Floats) -> float:
@@ -85,10 +86,10 @@ def _two_classes(inputs: Floats, target: Integers, _: int, share: Floats, penalt
     return np.stack([-weight, weight]) / 2
 
 
-def _many_classes(
+def _gradients(
     inputs: Floats, target: Integers, classes: int, share: Floats, penalty: Floats, tolerance: float
 ) -> Floats:
-    """L-BFGS, as a matrix of second derivatives grows with the classes' number squared. Weights [classes, d + 1]."""
+    """L-BFGS, where second derivatives would be too many. Weights [classes, d + 1]."""
     rows, width = inputs.shape
     observed = np.zeros((rows, classes))
     observed[np.arange(rows), target] = 1
