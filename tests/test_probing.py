@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from feature_survival.metrics import probes
 from feature_survival.metrics.attributes import (
     CAPITALISED,
     FIRST_LETTER,
@@ -106,6 +107,24 @@ def test_balanced_is_the_rarer_class_repeated_until_both_are_even() -> None:
     repeated = fit_probe(torch.cat([x, x[:30]]), torch.cat([y, y[:30]]), 2, l2=0.0)
     torch.testing.assert_close(weighted.logits(x), repeated.logits(x), atol=1e-3, rtol=0)
     assert (fit_probe(x, y, 2, l2=0.0).logits(x) - weighted.logits(x)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_few_inputs_and_many_are_fitted_to_the_same_probe(balanced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = drawn(6, 500, 5).relu()
+    y = (x[:, 0] + drawn(7, 500) > 0.8).long()
+    by_newton = fit_probe(x, y, 2, 2e-3, balanced)
+    monkeypatch.setattr(probes, "FEW", 0)
+    by_gradients = fit_probe(x, y, 2, 2e-3, balanced)
+    torch.testing.assert_close(by_newton.logits(x), by_gradients.logits(x), atol=1e-3, rtol=0)
+    assert not torch.equal(by_newton.weight, by_gradients.weight)
+
+
+def test_separable_classes_without_a_penalty_end_in_finite_weights() -> None:
+    y = (torch.arange(60) < 20).long()
+    probe = fit_probe(drawn(8, 60, 2) + 20 * y[:, None], y, 2, l2=0.0)
+    assert torch.isfinite(probe.weight).all()
+    assert torch.equal(probe.predict(drawn(8, 60, 2) + 20 * y[:, None]), y)
 
 
 @settings(max_examples=20, deadline=None)
