@@ -50,6 +50,9 @@ test: env ## the test suite, a whole miniature grid included
 	@$(BIN)/python -m pytest
 
 bench: env ## every stage beside its peers and its bound, side by side; writes benchmarks/results.md (under 10 minutes)
+	@test -e .llmcompressor/.complete || { $(PYTHON) -m venv .llmcompressor && .llmcompressor/bin/python -m pip install \
+	    --quiet --disable-pip-version-check llmcompressor==0.14.0.1 torch==2.13.0 > .llmcompressor/install.log 2>&1 && \
+	  touch .llmcompressor/.complete; } || echo "without llm-compressor 0.14.0.1: see .llmcompressor/install.log"
 	@$(BIN)/python benchmarks/bench.py
 
 lint: env ## style and types

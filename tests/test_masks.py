@@ -190,3 +190,11 @@ def test_large_rows_equal_numpy_stable_argsort() -> None:
     expected = np.ones((20, 999), dtype=bool)
     np.put_along_axis(expected, np.argsort(scores.numpy(), axis=1, kind="stable")[:, :399], False, axis=1)
     assert torch.equal(keep_mask(scores, 0.4), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_masks_of_every_float_type_equal_those_of_a_stable_sort(kind: torch.dtype) -> None:
+    scores = torch.rand(20, 65, generator=torch.Generator().manual_seed(0)).to(kind)  # of few bits: many ties
+    expected = torch.ones(20, 65, dtype=torch.bool)
+    expected.scatter_(1, scores.sort(dim=1, stable=True).indices[:, :32], False)
+    assert torch.equal(keep_mask(scores, 0.5), expected)

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from feature_survival.artifacts import read_json
-from feature_survival.compression.calibrate import compress
+from feature_survival.compression.calibrate import _walk, compress
 from feature_survival.compression.condition import load_compressed, write_condition
 from feature_survival.compression.forms import Form, Masked, pack
+from feature_survival.compression.methods import METHODS
 from feature_survival.models import blocks, prunable_weights
 from feature_survival.recipes import Recipe
 from feature_survival.schema import InputError
@@ -133,6 +134,31 @@ def test_masks_do_not_depend_on_where_hidden_states_wait(
     recipe = Recipe("wanda", 0.5, sequential=sequential)
     on_device, on_host = (compress(llama, recipe, tokens, 4, place) for place in (False, True))
     assert all(torch.equal(form.tensors()["mask"], on_host[name].tensors()["mask"]) for name, form in on_device.items())
+
+
+def test_second_moments_are_those_of_each_maps_own_input_whether_shared_or_not(
+    model: PreTrainedModel, tokens: Tensor
+) -> None:
+    """Maps that read one tensor share what is summed over it."""
+    inputs: dict[str, list[Tensor]] = defaultdict(list)
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, args, name=name: inputs[name].append(args[0].double().flatten(0, -2))
+        )
+        for name, module in linears(model).items()
+    ]
+    model(tokens)
+    for handle in handles:
+        handle.remove()
+    gathered = {
+        f"{number}.{name}": of_map.second_moments()
+        for number, _, of_block in _walk(model, METHODS["awq"], tokens, batch=4, on_host=False, sequential=False)
+        for name, of_map in of_block.items()
+    }
+    assert gathered.keys() == inputs.keys()
+    for name, gram in gathered.items():
+        x = torch.cat(inputs[name])
+        torch.testing.assert_close(gram, x.T @ x, rtol=1e-4, atol=1e-4 * float((x.T @ x).abs().max()))
 
 
 @pytest.mark.parametrize("group", ["row", "matrix"])

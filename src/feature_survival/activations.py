@@ -42,7 +42,7 @@ def write_shards(
     shards, half = tokens.split(shard_windows), torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float16
     rows = 0
     for number, shard in enumerate(progress(shards, f"cache {split}", len(shards), "shard")):
-        read = torch.cat([read_site(model, site, chunk)[:, 1:].flatten(0, 1).to(half) for chunk in shard.split(batch)])
+        read = torch.cat([read_site(model, site, chunk)[:, 1:].to(half).flatten(0, 1) for chunk in shard.split(batch)])
         if not torch.isfinite(read).all():
             raise InputError(f"stage cache: activations at {site} are not finite in half precision ({split} {number})")
         save_file({"activations": read.cpu()}, folder / f"{split}-{number:05d}.safetensors")
