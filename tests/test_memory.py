@@ -12,7 +12,7 @@ import resource, sys, torch
 from feature_survival.launch import keep_memory
 if sys.argv[1] == "keep":
     keep_memory()
-for _ in range(3):
+for _ in range(20):
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):

@@ -41,6 +41,8 @@ def deterministic() -> None:
 
     # As torch.use_deterministic_algorithms(True), which also imports the compiler to tell it: more than a second.
     torch.set_deterministic_debug_mode("error")
+    # Nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_memory() -> None:
