@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 Cli = Callable[..., Ended]
 STAGES = ["data", "base", "prune", "cache", "sae", "metrics", "summarize", "figure", "tables", "claims"]
-COMMANDS = ["check", "plan", *STAGES, "verdicts", "pull", "audit", "grid", "quick"]
+COMMANDS = ["check", "plan", *STAGES, "verdicts", "pull", "audit", "grid", "timeline", "quick"]
 
 
 def assert_refused(ended: Ended, message: str) -> None:
@@ -319,14 +319,14 @@ def test_a_foreign_checkpoint_is_refused_in_one_line_with_no_report_of_a_library
     assert_refused(run_apart(project, "prune", "tiny"), "tensors of LlamaForCausalLM")
 
 
-def test_a_stage_that_succeeds_is_silent_and_leaves_only_its_artifact(project: Path) -> None:
+def test_a_stage_that_succeeds_is_silent_and_leaves_only_its_artifact_and_its_time(project: Path) -> None:
     before = contents(project)
     assert run_apart(project, "prune", "tiny") == (0, "", "")
     added = contents(project).keys() - before.keys()
     conditions = ("dense", "magnitude-50", "wanda-50", "rtn-4")  # of both studies
     files = ("weights.safetensors", "condition.json")
     expected = {f"artifacts/tiny/prune/{condition}/{file}" for condition in conditions for file in files}
-    assert added == {*expected, "artifacts/tiny/prune/variants.json"}
+    assert added == {*expected, "artifacts/tiny/prune/variants.json", "artifacts/timeline.csv"}
 
 
 def test_quick_refuses_a_folder_that_is_no_scratch_clone_of_its_own(cli: Cli, tmp_path: Path) -> None:

@@ -21,19 +21,15 @@ def draw(name: str, results: Path, folder: Path) -> list[Path]:
     name = name.replace("-", "_")
     if name not in FIGURES:
         raise unknown("figure", name, FIGURES)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import rc_context
 
     from feature_survival.figures.style import STYLE
 
-    with matplotlib.rc_context(STYLE):
+    with rc_context(STYLE):
         figure = import_module(f"{__name__}.{name}").figure(results)
         written = []
         for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
             with atomic_file(folder / f"{name}{suffix}") as path:
                 figure.savefig(path, metadata=metadata)  # no dates: the same results give the same bytes
             written.append(folder / f"{name}{suffix}")
-        plt.close(figure)
     return written

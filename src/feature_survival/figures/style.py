@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -95,15 +94,9 @@ def grid(
         raise InputError("the table this figure is drawn from has no rows; the grid lacks the cells it is about")
     columns = list(table[by].unique())
     wide = len(columns) > 1
-    canvas, axes = plt.subplots(
-        len(rows),
-        len(columns),
-        figsize=(FULL_WIDTH if wide else COLUMN_WIDTH, row_height * len(rows)),
-        sharex=sharex,
-        sharey=sharey,
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (FULL_WIDTH if wide else COLUMN_WIDTH, row_height * len(rows))
+    canvas = Figure(figsize=size, layout="constrained")
+    axes = canvas.subplots(len(rows), len(columns), sharex=sharex, sharey=sharey, squeeze=False)
     for row, (name, label) in enumerate(rows.items()):
         for column, value in enumerate(columns):
             panel(axes[row, column], table[table[by] == value], name)
