@@ -32,7 +32,7 @@ from feature_survival.recipes import Recipe
 from feature_survival.schema import set_key, validate
 
 Cli = Callable[..., Ended]
-MEASURED = {"base": 15, "prune": 1.7, "cache": 6.5, "sae": 20, "metrics": 19, "variants": 30}  # minutes, two cores
+MEASURED = {"base": 15, "prune": 1.7, "cache": 6.5, "sae": 20, "metrics": 10, "variants": 30}  # minutes, two cores
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_splices_have_the_flops_that_torch_counts(tokens: torch.Tensor) -> None:
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         measure_splices(model, Site("resid_post", 1), {0: torch.zeros_like, 1: torch.ones_like}, tokens, 2)
-    planned = splices(shape, tokens.numel(), tokens.shape[1], saes=1).flops
-    assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
+    planned = splices(shape, Site("resid_post", 1), tokens.numel(), tokens.shape[1], saes=1).flops
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def stored(folder: Path, pattern: str) -> int:

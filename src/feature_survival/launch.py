@@ -65,7 +65,8 @@ def run_stage(stage: str, model: str, params: Params, *where: object) -> None:
 
         run = import_module(f"feature_survival.stages.{stage}").run
     deterministic()
-    keep_memory()
+    if stage != "prune":  # where tensors as large as weights come and go, what is kept would be as much again
+        keep_memory()
     use_device(params.device)
     try:
         run(params, *where)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from feature_survival.activations import Normalization
 from feature_survival.compression.masks import masks_in_groups
 from feature_survival.compression.scores import SCORES
-from feature_survival.metrics import BOTH, DECODER, ENCODER
+from feature_survival.metrics import BOTH, DECODER, ENCODER, PRETRAINED, PRUNED
+from feature_survival.metrics.reconstruction import Reconstruction, alive
 from feature_survival.sae import Dictionary
 
 
@@ -79,3 +81,34 @@ def neighbour_cosine(decoder: Tensor, chunk: int = 4096) -> Tensor:
 def share_left(pruned: Tensor, whole: Tensor) -> Tensor:
     """Share of each row's squared norm that pruning left, [rows]."""
     return pruned.double().square().sum(1) / whole.double().square().sum(1)
+
+
+def latents_left(
+    condition: str, saes: Mapping[Variant, Dictionary], found: Mapping[Variant, Reconstruction], tokens: int
+) -> pd.DataFrame:
+    """Every alive latent: how often and strongly it fires, how near its neighbours are, what pruning leaves of it.
+
+    saes: a pretrained one, and what it was pruned to (others are passed over); found: on one set of `tokens`
+    activations. One row a latent that is alive on them and a pruned SAE.
+    """
+    pretrained = next(variant for variant in saes if variant.kind == PRETRAINED)
+    sae, whole = saes[pretrained], found[pretrained]
+    lives = alive(whole.firing_rate, tokens)
+    neighbour, norm = neighbour_cosine(sae.W_dec).cpu(), sae.W_enc.norm(dim=0).cpu()
+    tables = []
+    for variant, smaller in saes.items():
+        if variant.kind != PRUNED:
+            continue
+        columns = {
+            "latent": torch.arange(len(lives)),
+            "firing_rate": whole.firing_rate,
+            "mean_activation": whole.mean_activation,
+            "encoder_norm": norm,
+            "neighbour_cosine": neighbour,
+            "decoder_left": share_left(smaller.W_dec, sae.W_dec).cpu(),
+            "encoder_left": share_left(smaller.W_enc.T, sae.W_enc.T).cpu(),
+            "firing_rate_pruned": found[variant].firing_rate,
+        }
+        frame = pd.DataFrame({name: values[lives].numpy() for name, values in columns.items()})
+        tables.append(frame.assign(condition=condition, score=variant.score, level=variant.level))
+    return pd.concat(tables)

@@ -209,7 +209,7 @@ def _running(plan: Plan) -> bool:
 def _codes(rows: int, width: int, features: int) -> float:
     """Encoding activations a piece at a time: what TopK sees; dense codes of two models and their products."""
     encoding = min(rows, ROWS) * (features * FLOAT + width * 3 * DOUBLE)
-    return max(encoding, min(rows, CHUNK) * features * 6 * DOUBLE)
+    return encoding + min(rows, CHUNK) * features * FLOAT
 
 
 def _splicing(plan: Plan, held: float, mapped: float) -> Iterator[Moment]:

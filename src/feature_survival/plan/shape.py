@@ -113,8 +113,8 @@ def encoded(width: int, features: int, tokens: float) -> Work:
 
 
 def transferred(width: int, features: int, tokens: float) -> Work:
-    """One SAE on two models' activations: both encoded; dense codes in float64, summed in five ways and compared."""
-    return encoded(width, features, tokens) * 2 + Work(moved=tokens * features * 24 * DOUBLE)
+    """One SAE on two models' activations: both encoded; what their few active features take is not counted."""
+    return encoded(width, features, tokens) * 2
 
 
 def trained(of: Sae, width: int, tokens: float) -> Work:

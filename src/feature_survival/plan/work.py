@@ -6,6 +6,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple
 
+from feature_survival.catalogue import Site
 from feature_survival.compression.methods import METHODS, rank_of
 from feature_survival.compression.quantize import ALPHAS
 from feature_survival.config import Params, Sae
@@ -173,9 +174,9 @@ def _sae(plan: Plan) -> Stage:
 
 
 def _metrics(plan: Plan) -> Stage:
-    """Every cell: each dense SAE on two models; its own SAEs; a forward pass over the evaluation tokens, one over the
-    running text; 1 + 1 (zeros) + SAEs splices, each a whole forward pass; matching of all pairs. The dense cell: each
-    feature ablated in two ways, in as many windows as are asked, from the site on, logits where it fires."""
+    """Every cell: each dense SAE on two models; its own SAEs (in the dense cell the same); a forward pass over the
+    evaluation tokens, one over the running text; splices of zeros and of SAEs; matching of all pairs. The dense cell:
+    each feature ablated in two ways, in as many windows as are asked, from the site on, logits where it fires."""
     params, shape = plan.params, plan.shape
     settings, window, width = params.metrics, params.window, plan.width_at(params.study.site)
     features = params.sae.expansion * width
@@ -185,20 +186,31 @@ def _metrics(plan: Plan) -> Stage:
     for condition in params.study.conditions:
         dense, own = params.seeds.dense, params.sae_seeds(condition)
         compared = len(list(pairs(dense, own, condition == "dense"))) + len(dense) * (condition == "dense")
-        saes = len(dense) + len(own)
+        retrained = len(own) * (condition != "dense")
+        saes = len(dense) + retrained
         work += _read_model(plan, condition) + transferred(width, features, rows) * len(dense)
-        work += encoded(width, features, rows) * len(own) + matched(width, features) * compared
-        work += shape.forward(params.activations.evaluation_windows * window, window) + _running_text(plan)
-        work += splices(shape, spliced, window, saes) + encoded(width, features, spliced) * saes
-        work += Work(read=rows * width * HALF * (2 * len(dense) + len(own)) + saes * sae_bytes(width, features))
+        work += encoded(width, features, rows) * retrained + matched(width, features) * compared
+        # Of what is spliced into, the first of them is the plain pass over its windows.
+        work += shape.forward(params.activations.evaluation_windows * window - spliced, window) + _running_text(plan)
+        work += splices(shape, params.model(plan.name).site(params.study.site), spliced, window, saes)
+        work += encoded(width, features, spliced) * saes
+        work += Work(read=rows * width * HALF * (2 * len(dense) + retrained) + saes * sae_bytes(width, features))
         kept += features * (len(dense) * 70 + compared * 20)  # parquet rows, compressed
     return Stage(work + _causal(plan) + Work(written=kept), kept, len(params.study.conditions))
 
 
-def splices(shape: Shape, tokens: float, window: int, saes: int) -> Work:
-    """The model itself, a site of zeros and each SAE: whole forward passes, and a divergence to the model's own."""
-    divergence = Work(moved=tokens * shape.vocabulary * 8 * FLOAT)
-    return shape.forward(tokens, window) * (2 + saes) + divergence * (1 + saes)
+def splices(shape: Shape, site: Site, tokens: float, window: int, saes: int) -> Work:
+    """The model itself: a forward pass. A site of zeros and each SAE: one resumed at the site's block, and a divergence
+    to the model's own. The head leaves out a window's last position."""
+    predicted = tokens * (1 - 1 / window)
+    resumed = shape.passed(tokens, window, shape.blocks - _behind(site)) + shape.predicted(predicted)
+    divergence = Work(moved=predicted * shape.vocabulary * 5 * FLOAT)
+    return shape.passed(tokens, window, shape.blocks) + shape.predicted(predicted) + (resumed + divergence) * (1 + saes)
+
+
+def _behind(site: Site) -> int:
+    """The first block that runs again where only a site's activations change."""
+    return site.block + 1 if site.point == "resid_post" else site.block
 
 
 def _running_text(plan: Plan) -> Work:
@@ -213,7 +225,7 @@ def _causal(plan: Plan) -> Work:
     """Ablations in the dense cell: at most, as if every feature fired in `causal_windows` windows to their ends."""
     params, shape, window = plan.params, plan.shape, plan.params.window
     site = params.model(plan.name).site(params.study.site)
-    first = site.block + 1 if site.point == "resid_post" else site.block
+    first = _behind(site)
     features = params.sae.expansion * plan.width_at(params.study.site)
     passes = len(params.seeds.compressed) * params.metrics.causal_features * params.metrics.causal_windows * 2
     fired = 1 + window * params.sae.k / features
@@ -273,7 +285,8 @@ def _variants_on(plan: Plan, site: str, condition: str) -> Stage:
     features = params.sae.expansion * width
     work += encoded(width, features, 2 * rows + study.splice_windows * window) * released
     work += transferred(width, features, rows) + nearest(width, features) * len(study.seeds)
-    work += splices(shape, study.splice_windows * window, window, saes + released) + _read_model(plan, condition)
+    where = params.model(plan.name).site(site)
+    work += splices(shape, where, study.splice_windows * window, window, saes + released) + _read_model(plan, condition)
     work += shape.forward((study.evaluation_windows + study.splice_windows) * window, window)
     if main:
         work += _meaning(plan, width, features, 2 + len(SAE_SCORES) * len(study.levels))

@@ -38,8 +38,8 @@ from feature_survival.metrics.language import loss_recovered, measure_splices
 from feature_survival.metrics.meaning import measure_meaning, prepare
 from feature_survival.metrics.reconstruction import Reconstruction, alive, measure_reconstruction
 from feature_survival.metrics.survival import FIXED, pairs
-from feature_survival.metrics.transfer import measure_transfer
-from feature_survival.metrics.variants import Variant, measure_norms, neighbour_cosine, prune_sae, share_left
+from feature_survival.metrics.transfer import Transfer, measure_transfer
+from feature_survival.metrics.variants import Variant, latents_left, measure_norms, prune_sae
 from feature_survival.models import cross_entropy
 from feature_survival.progress import progress
 from feature_survival.sae import ROWS, Dictionary
@@ -102,6 +102,7 @@ class Measured(NamedTuple):
 
     evaluation: dict[Variant, Reconstruction]
     fitted: dict[Variant, Reconstruction]  # on as many of the tokens that SAEs are trained on
+    transfer: Transfer  # of the dense model's standard SAE, from the dense model to this one
     rows: dict[Variant, Row]
 
 
@@ -147,11 +148,12 @@ def _dense(bench: Bench) -> tuple[Dense, Found]:
     published = released_sae(bench.place)
     if published.exists():
         saes[RELEASED, seeds[0]] = Dictionary.read(published, on.train.width)
-    measured = _measure(bench, on, {Variant(name, PRETRAINED, seed.name): sae for (name, seed), sae in saes.items()})
+    asked_of = {Variant(name, PRETRAINED, seed.name): sae for (name, seed), sae in saes.items()}
+    measured = _measure(bench, on, asked_of, on.evaluation)
     standard = {seed: measured.evaluation[Variant(STANDARD, PRETRAINED, seed.name)] for seed in seeds}
     lives = {seed: alive(found.firing_rate, len(on.evaluation)) for seed, found in standard.items()}
     dense = Dense(on.evaluation, normalization, saes, lives)
-    compressor = _compressor(bench, dense, on, None, measured.rows)
+    compressor = _compressor(bench, dense, on, None, measured)
     return dense, Found(list(measured.rows.values()), compressor, pd.DataFrame())
 
 
@@ -168,16 +170,16 @@ def _found_on(bench: Bench, dense: Dense, condition: str) -> Found:
         if name != RELEASED:
             saes[Variant(name, RETRAINED, first.name)] = retrained[name, first]
         saes |= _pruned(bench, dense.normalization, on, name, dense.saes[name, first])
-    measured = _measure(bench, on, saes)
+    measured = _measure(bench, on, saes, dense.evaluation)
     rows, latents = measured.rows, pd.DataFrame()
     if main:
         asked = {v: sae for v, sae in saes.items() if v.sae == STANDARD and v.part in ("", BOTH)}
-        latents = _latents(on, asked, measured.fitted)
+        latents = latents_left(condition, asked, measured.fitted, len(on.evaluation))
         tokens, batch = bench.tokens["evaluation"][: study.probe_windows], bench.params.activations.batch_windows
         labelled = prepare(on.model, bench.site, tokens, bench.attributes, dense.normalization.mean, batch)
         for variant, sae in progress(asked.items(), f"meaning {bench.place}", len(asked), "SAE"):
             rows[variant] |= measure_meaning(on.model, labelled, sae)
-    compressor = _compressor(bench, dense, on, retrained[STANDARD, first], rows)
+    compressor = _compressor(bench, dense, on, retrained[STANDARD, first], measured)
     shutil.rmtree(bench.scratch / condition)
     return Found(list(rows.values()), compressor, latents)
 
@@ -242,17 +244,24 @@ def _ways(bench: Bench, condition: str, name: str) -> list[tuple[str, str]]:
     return [("wanda", BOTH)] if condition in (study.condition, *study.further_conditions) else []
 
 
-def _measure(bench: Bench, on: Observed, saes: Mapping[Variant, Dictionary]) -> Measured:
-    """FVU, L0, CE-loss score and KL of SAEs on one model: the same tokens, the same split, the same model for all."""
+def _measure(bench: Bench, on: Observed, saes: Mapping[Variant, Dictionary], dense: Shards) -> Measured:
+    """FVU, L0, CE-loss score and KL of SAEs on one model: the same tokens, the same split, the same model for all.
+
+    dense: activations of the dense model on the evaluation tokens.
+    """
     params = bench.params
     tokens, batch = bench.tokens["evaluation"][: params.variants.splice_windows], params.activations.batch_windows
     replacements: dict[Variant | None, Callable[[Tensor], Tensor]] = {None: torch.zeros_like}
     replacements |= {variant: sae.reconstruct for variant, sae in saes.items()}
     plain, splices = measure_splices(on.model, bench.site, replacements, tokens, batch)
     zero = splices[None].cross_entropy
-    measured = Measured({}, {}, {})
+    pretrained = Variant(STANDARD, PRETRAINED, params.variants.seeds[0].name)
+    transfer = measure_transfer(saes[pretrained], dense.batches(ROWS), on.evaluation.batches(ROWS))
+    measured = Measured({pretrained: transfer.compressed}, {}, transfer, {})
     for variant, sae in progress(saes.items(), f"{bench.place} {on.condition}", len(saes), "SAE"):
-        found = measured.evaluation[variant] = measure_reconstruction(sae, on.evaluation.batches(ROWS))
+        if variant not in measured.evaluation:
+            measured.evaluation[variant] = measure_reconstruction(sae, on.evaluation.batches(ROWS))
+        found = measured.evaluation[variant]
         fitted = measured.fitted[variant] = measure_reconstruction(sae, on.fitted(len(on.evaluation)))
         spliced = splices[variant]
         measured.rows[variant] = {
@@ -286,63 +295,29 @@ def _check_one_model(rows: Mapping[Variant, Row], where: str, expected: float) -
             )
 
 
-def _compressor(
-    bench: Bench, dense: Dense, on: Observed, retrained: Dictionary | None, rows: Mapping[Variant, Row]
-) -> Row:
+def _compressor(bench: Bench, dense: Dense, on: Observed, retrained: Dictionary | None, measured: Measured) -> Row:
     """What a compressor costs, and what it does to the dense model's features: found again, and firing as before.
 
-    retrained: the SAE of the first seed on the compressed model; None where that is the dense one. rows: of `_measure`.
+    retrained: the SAE of the first seed on the compressed model; None where that is the dense one.
     """
     seeds = bench.params.variants.seeds
     first = seeds[0]
     described = read_json(bench.place.cell(on.condition).prune / "condition.json")
-    batches = (of.evaluation.batches(ROWS) for of in (dense, on))
-    transfer = measure_transfer(dense.saes[STANDARD, first], *batches)
     row: Row = {
         "condition": on.condition,
         "bits_per_weight": described["bits_per_weight"],
         "achieved_sparsity": described["achieved_sparsity"]["all"],
         "cross_entropy": on.entropy.mean().item(),
-        "jaccard": transfer.jaccard,
+        "jaccard": measured.transfer.jaccard,
         f"{FIXED} of": int(dense.lives[first].sum()),
-        FIXED: int((transfer.correlation[dense.lives[first]] > KEPT).sum()),
+        FIXED: int((measured.transfer.correlation[dense.lives[first]] > KEPT).sum()),
     }
     for pairing, seed, of in pairs(seeds, [first], is_dense_cell=retrained is None):
         other = dense.saes[STANDARD, of] if retrained is None else retrained
         cosine = mutual_cosine(dense.saes[STANDARD, seed].W_dec, other.W_dec).cpu()[dense.lives[seed]]
         row |= {f"{pairing} of": len(cosine), pairing: int((cosine >= MAIN_TAU).sum())}
     for kind in (PRETRAINED, RETRAINED):
-        measured = rows.get(Variant(STANDARD, kind, first.name))
-        if measured is not None:
-            row |= {f"{name}_{kind}": measured[name] for name in ("fvu", "ce_loss_score", "kl")}
+        found = measured.rows.get(Variant(STANDARD, kind, first.name))
+        if found is not None:
+            row |= {f"{name}_{kind}": found[name] for name in ("fvu", "ce_loss_score", "kl")}
     return row
-
-
-def _latents(
-    on: Observed, saes: Mapping[Variant, Dictionary], fitted: Mapping[Variant, Reconstruction]
-) -> pd.DataFrame:
-    """Every alive latent: how often and strongly it fires, how near its neighbours are, what pruning leaves of it.
-
-    saes: one pretrained, and what it was pruned to; fitted: as `_measure` found them.
-    """
-    pretrained = next(variant for variant in saes if variant.kind == PRETRAINED)
-    sae, whole = saes[pretrained], fitted[pretrained]
-    lives = alive(whole.firing_rate, len(on.evaluation))
-    neighbour, norm = neighbour_cosine(sae.W_dec).cpu(), sae.W_enc.norm(dim=0).cpu()
-    tables = []
-    for variant, smaller in saes.items():
-        if variant.kind != PRUNED:
-            continue
-        columns = {
-            "latent": torch.arange(len(lives)),
-            "firing_rate": whole.firing_rate,
-            "mean_activation": whole.mean_activation,
-            "encoder_norm": norm,
-            "neighbour_cosine": neighbour,
-            "decoder_left": share_left(smaller.W_dec, sae.W_dec).cpu(),
-            "encoder_left": share_left(smaller.W_enc.T, sae.W_enc.T).cpu(),
-            "firing_rate_pruned": fitted[variant].firing_rate,
-        }
-        frame = pd.DataFrame({name: values[lives].numpy() for name, values in columns.items()})
-        tables.append(frame.assign(condition=on.condition, score=variant.score, level=variant.level))
-    return pd.concat(tables)
