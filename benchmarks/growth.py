@@ -82,8 +82,8 @@ def sae(rows: int, expansion: int, seeds: int, folder: Path) -> Run:
     shards = Shards(folder, "sae")
     normalization = measure_normalization(shards)
     cfg = load(TOP / "params.yaml").sae
-    # Dead features are revived from early on, as in most of a long training.
-    cfg = cfg.model_copy(update={"expansion": expansion, "batch_tokens": 1024, "dead_after_steps": 4})
+    # Many steps, and dead features revived from early on: as in most of a long training.
+    cfg = cfg.model_copy(update={"expansion": expansion, "batch_tokens": 256, "dead_after_steps": 4})
 
     def run() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:
