@@ -6,6 +6,9 @@
 
 Results are compared before anything is timed. A ratio is the rival's time over ours, the median over repetitions,
 its spread from the least to the greatest; a bound is what no implementation can do without. Nothing is downloaded.
+
+Beside this: gpu.py, tokens a second of each stage at a paper model's shapes; memory.py, each stage's peak memory beside
+what `feature-survival plan` says; saebench.py, SAEBench on SAEs of a paper-scale model.
 """
 
 from __future__ import annotations

@@ -122,22 +122,23 @@ def same(ours: Tensor, *others: Tensor) -> str:
 
 
 def cases(full: bool = False) -> Iterator[Case]:
-    """One, zero and mean ablation."""
+    """One, zero and mean ablation; the slower peer in full only."""
     given = inputs(ABLATED, WINDOWS)
 
     def peer(everywhere: bool) -> Tensor:
         return plain_effects(given.model, SITE, given.sae, given.features, given.means, given.tokens, BATCH, everywhere)
 
+    peers = [
+        Rival("a full pass over the same windows", lambda: peer(False), 5),
+        Rival("a full pass over all windows", lambda: peer(True)),
+    ]
     yield Case(
         "causal",
         f"LlamaForCausalLM, 1.3M parameters, {SITE} of 4 blocks, {len(given.features)} features that fire in "
         f"{given.contexts:.0f} of {len(given.tokens)} windows on average",
         lambda: effects(given),
         same,
-        (
-            Rival("a full pass over the same windows", lambda: peer(False), 5),
-            Rival("a full pass over all windows", lambda: peer(True)),
-        ),
+        tuple(peers if full else peers[:1]),
         units=len(given.features),
         unit="feature",
     )

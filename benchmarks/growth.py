@@ -81,7 +81,9 @@ def sae(rows: int, expansion: int, seeds: int, folder: Path) -> Run:
     save_file({"activations": planted(rows, 1)}, folder / "sae-00000.safetensors")
     shards = Shards(folder, "sae")
     normalization = measure_normalization(shards)
-    cfg = load(TOP / "params.yaml").sae.model_copy(update={"expansion": expansion, "batch_tokens": 1024})
+    cfg = load(TOP / "params.yaml").sae
+    # Many steps, and dead features revived from early on: as in most of a long training.
+    cfg = cfg.model_copy(update={"expansion": expansion, "batch_tokens": 256, "dead_after_steps": 4})
 
     def run() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:

@@ -49,7 +49,7 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "mini": Shape(128, 352, 4, 4, 2, 2_048, windows=256, batch=32),  # that of mini-llama3
-    "100M": Shape(768, 2_048, 12, 12, 12, 32_000, windows=32, batch=8),
+    "100M": Shape(768, 2_048, 12, 12, 12, 32_000, windows=16, batch=8),
     "300M": Shape(1_024, 2_816, 24, 16, 16, 8_192, windows=16, batch=8),
 }
 

@@ -25,8 +25,9 @@ STAGES = {  # its arguments, and whether it loads a model
     "variants": ([MODEL, "resid_post"], True),
 }
 CODE = """
-import importlib, sys
+import importlib
 from feature_survival import cli
+from feature_survival.launch import uncollected
 
 def ready(*_):
     if {model}:
@@ -34,7 +35,8 @@ def ready(*_):
         transformers.LlamaForCausalLM
     print("ready")
 
-importlib.import_module("feature_survival.stages.{stage}").run = ready
+with uncollected():
+    importlib.import_module("feature_survival.stages.{stage}").run = ready
 cli.main()
 """
 SUMMARIZE = "from feature_survival import cli; cli._params(); import feature_survival.summarize; print('ready')"
