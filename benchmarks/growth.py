@@ -162,7 +162,7 @@ CURVES = (
     Curve("prune, wanda", "width", (128, 256, 512), lambda n, _: prune(16, n), False),
     Curve("cache", "tokens", (64, 128, 256, 512), lambda n, folder: cache(n, 128, folder), True),
     Curve("cache", "width", (128, 256, 512), lambda n, folder: cache(64, n, folder), False),
-    Curve("sae", "tokens", (16_384, 32_768, 65_536), lambda n, folder: sae(n, 8, 1, folder), True),
+    Curve("sae", "tokens", (32_768, 65_536, 131_072), lambda n, folder: sae(n, 8, 1, folder), True),
     Curve("sae", "width", (4, 8, 16), lambda n, folder: sae(16_384, n, 1, folder), False),
     Curve("sae", "seeds", (1, 2, 4), lambda n, folder: sae(16_384, 8, n, folder), True),
     Curve("metrics, transfer", "tokens", (16_384, 32_768, 65_536), lambda n, _: transfer(n, 1024), True),
