@@ -5,7 +5,8 @@
     python benchmarks/bench.py --full                       # with the cases that take minutes each
 
 Results are compared before anything is timed. A ratio is the rival's time over ours, the median over repetitions,
-its spread from the least to the greatest; a bound is what no implementation can do without. Nothing is downloaded.
+its spread from the least to the greatest; a bound is the bare work that the stage is made of (above 100%: ours leaves out
+a part that nothing reads). Nothing is downloaded.
 
 Beside this: gpu.py, tokens a second of each stage at a paper model's shapes; memory.py, each stage's peak memory beside
 what `feature-survival plan` says; saebench.py, SAEBench on SAEs of a paper-scale model.
@@ -67,7 +68,8 @@ def report(on: str, rows: list[Row], growth: str, repetitions: int) -> str:
 
 Written by `make bench`. Ours and its rivals ran on the same inputs in one process, taking turns; results were compared
 first. A ratio is the rival's time over ours, the median of {repetitions} repetitions; its spread runs from the least to
-the greatest. A bound is what no implementation can do without; ours reaches the share given.
+the greatest. A bound is the bare work that a stage is made of, and the share says how near to it ours is (above 100%:
+ours leaves out a part of it that nothing reads).
 
 {on}
 
