@@ -60,7 +60,7 @@ lint: env ## style and types
 	@$(BIN)/ruff format --check src tests benchmarks
 	@$(BIN)/mypy
 
-figure: env ## one figure again, e.g. make figure FIG=survival
+figure: env ## one figure again, e.g. make figure FIG=survival, or all of them, FIG=all
 	@$(BIN)/feature-survival figure $(FIG)
 
 tables: env ## the printed tables and the claims again

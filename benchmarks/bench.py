@@ -5,8 +5,8 @@
     python benchmarks/bench.py --full                       # with the cases that take minutes each
 
 Results are compared before anything is timed. A ratio is the rival's time over ours, the median over repetitions,
-its spread from the least to the greatest; a bound is the bare work that the stage is made of (above 100%: ours leaves out
-a part that nothing reads). Nothing is downloaded.
+its spread from the least to the greatest; a bound is the bare work that the stage is made of (above 100%: ours leaves
+out a part that nothing reads). Nothing is downloaded.
 
 Beside this: gpu.py, tokens a second of each stage at a paper model's shapes; memory.py, each stage's peak memory beside
 what `feature-survival plan` says; saebench.py, SAEBench on SAEs of a paper-scale model.

@@ -69,7 +69,7 @@ def case(rows: int, width: int) -> Case:
         assert ((ours == NO_MATCH) == (others[0] == NO_MATCH)).all(), "other pairs"
         return f"the same pairs, cosines {(ours - others[0]).abs().max():.0e}; {found}"
 
-    peers = (Rival("all similarities at once", lambda: plain(a, b), 1.0),) if rows <= ROWS else ()
+    peers = (Rival("all similarities at once", lambda: plain(a, b)),) if rows <= ROWS else ()
     bound = Rival("bare matrix product", lambda: product(a, b), 1.5)
     name = f"{rows:,} x {rows:,} features of width {width}"
     return Case("matching", name, lambda: mutual_cosine(a, b), same, peers, bound, rows, "feature")

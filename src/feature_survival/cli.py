@@ -169,12 +169,13 @@ def summarize() -> None:
 
 @_stage
 def figure(
-    name: Annotated[str, typer.Argument(help=f"one of {', '.join(FIGURES)}")],
+    name: Annotated[str, typer.Argument(help=f"all, or one of {', '.join(FIGURES)}")],
 ) -> None:
-    """Draw one figure from results/ into paper_figures/ (PDF and PNG)."""
+    """Draw one figure, or all of them, from results/ into paper_figures/ (PDF and PNG)."""
     with uncollected():
-        for path in draw(name, ROOT / "results", ROOT / "paper_figures"):
-            typer.echo(path)
+        for one in FIGURES if name == "all" else [name]:
+            for path in draw(one, ROOT / "results", ROOT / "paper_figures"):
+                typer.echo(path)
 
 
 @_stage
