@@ -198,6 +198,13 @@ class Variants(Section):
         return list(dict.fromkeys(named))
 
 
+class Report(Section):
+    """What the report's feature browser shows of each model of the first study."""
+
+    conditions: Names  # beside the dense model; of study.conditions
+    features: PositiveInt  # the most of a model's dense SAE; those with causal effects first
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -213,6 +220,7 @@ class Params(Section):
     seeds: Seeds
     metrics: Metrics
     variants: Variants
+    report: Report
     quick: dict[str, Any]  # overrides of `make quick`, by dotted key
 
     @model_validator(mode="after")
@@ -223,6 +231,7 @@ class Params(Section):
             ("study.models", self.study.models, self.study.bases),
             ("study.conditions", self.study.conditions, self.conditions),
             ("variants.models", variants.models, self.study.bases),
+            ("report.conditions", self.report.conditions, self.study.conditions),
             ("variants.condition", [variants.condition], self.conditions),
             ("variants.further_conditions", variants.further_conditions, self.conditions),
             ("variants.compressors", variants.compressors, self.conditions),
