@@ -130,7 +130,7 @@ def transfer(results: Path) -> Chart:
 def fragility(results: Path) -> Chart:
     """RQ4."""
     says = (
-        "Survival by fifth of dense firing rate: a line a pruned model, stronger where it is sparser; grey, two dense "
+        "Survival by fifth of dense firing rate: a line a pruned model, the sparsest drawn strong; grey, two dense "
         "SAEs. What shares its start may “survive” because neither copy moved; the last row retrains nothing."
     )
     rows = rows_by_pairing(f"survival at tau {MAIN_TAU}", *PAIRINGS) | {FIXED: f"correlation > {KEPT} ({FIXED})"}

@@ -112,17 +112,18 @@ function drawPanel(chart, column, row, points, level, x, y) {
   for (const [at, label] of x.ticks) {
     const words = chart.categories.length ? label.split(/[ -]/) : [label];
     words.forEach((word, n) => drawn.push(svg("text",
-      { x: x.place(at), y: HEIGHT - BOTTOM + 12 + 9 * n, "text-anchor": "middle" }, word)));
+      { class: chart.categories.length ? "small" : null, x: x.place(at), y: HEIGHT - BOTTOM + 12 + 9 * n, "text-anchor": "middle" }, word)));
   }
   if (!chart.categories.length)
     drawn.push(svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, chart.x));
   for (const of of level)
     drawn.push(svg("line", { class: "level", x1: LEFT, x2: WIDTH - RIGHT, y1: y.place(of.y), y2: y.place(of.y) }),
-      svg("text", { x: LEFT + 3, y: y.place(of.y) - 3 }, `${of.label} ${sig(of.y)}`));
+      svg("text", { class: "says", x: LEFT + 3, y: y.place(of.y) - 3 }, `${of.label} ${sig(of.y)}`));
   const lines = Object.keys(chart.looks).filter((line) => points.some((point) => point.line === line));
   lines.forEach((line, number) => {
     const [colour, style] = chart.looks[line], k = { "--k": `var(--c${colour})` };
-    const apart = chart.categories.length ? 5 * (number - (lines.length - 1) / 2) : 0; // so that none hides another
+    const step = Math.min(6, (0.75 * (WIDTH - LEFT - RIGHT)) / chart.categories.length / lines.length);
+    const apart = chart.categories.length ? step * (number - (lines.length - 1) / 2) : 0; // so that none hides another
     const own = points.filter((point) => point.line === line).sort((a, b) => a.x - b.x);
     const at = own.map((point) => [x.place(point.x) + apart, y.place(point.y)]);
     if (style !== "marks")
@@ -265,6 +266,7 @@ function openModel(model) {
   for (const link of document.querySelectorAll(".tabs a")) mark(link, link.textContent === model);
   browse("condition").replaceChildren(...Object.keys(current.conditions).map((name) => el("option", {}, name)));
   browse("search").value = "";
+  browse("sort").value = "effect-";
   list();
 }
 
@@ -272,9 +274,8 @@ function openModel(model) {
 function gather() {
   const condition = browse("condition").value, { dense, contexts, pieces } = current, under = current.conditions[condition];
   return current.feature.map((feature, i) => {
-    const most = contexts[i].dense[0] ?? contexts[i][condition][0];
     return {
-      i, feature, fires: most ? pieces[most[1][most[0]]] : "", rate: dense.rate[i], moved: dense.moved[i], effect: dense.effect[i],
+      i, feature, best: contexts[i].dense[0] ?? contexts[i][condition][0], rate: dense.rate[i], moved: dense.moved[i], effect: dense.effect[i],
       same: under.same[i], other: under.other[i], correlation: under.correlation[i],
       text: () => (current.texts ??= [])[i] ??= Object.values(contexts[i]).flat().map((of) => of[1].map((n) => pieces[n]).join("")).join("\n").toLowerCase(),
     };
@@ -306,11 +307,18 @@ function drawRows() {
     COLUMNS.map(([key, , , print, extra]) => {
       const style = [extra ? "extra" : "", key === sorted ? "sorted" : "", key === "fires" ? "fires" : ""].join(" ").trim() || null;
       if (key === "feature") return el("th", { scope: "row" }, el("button", { type: "button", "aria-haspopup": "dialog" }, String(row.feature)));
-      return el("td", { class: style }, key === "fires" ? el("mark", {}, row.fires) : print(row[key]));
+      return el("td", { class: style }, key === "fires" ? strongest(row.best) : print(row[key]));
     })));
   $(".list tbody").append(...made);
   drawnRows += made.length;
   $("#more").hidden = drawnRows >= listed.length;
+}
+
+/** The strongest token, marked, with a few on either side. */
+function strongest(context) {
+  if (!context) return "";
+  const [peak, tokens] = context, text = (from, to) => tokens.slice(Math.max(0, from), to).map((piece) => current.pieces[piece]).join("");
+  return [text(peak - 3, peak), el("mark", {}, text(peak, peak + 1)), text(peak + 1, peak + 3)];
 }
 
 /** Arrow keys, Home and End move among the rows' buttons. */
@@ -340,9 +348,11 @@ function openFeature(number) {
     ["survives", found(row.same), "same seeds, cosine ≥ 0.7"], ["survives", found(row.other), "other starting weights"],
     ["correlation", row.correlation === null ? "–" : row.correlation.toFixed(2), `dense against ${condition}, same text`],
     ["displacement", sig(row.moved, 2), "1 − cosine to its start"], ["causal effect", sig(row.effect, 2), "nats where ablated; – not measured"]];
+  const choose = el("select", { "aria-label": "pruned model", onchange: (event) => { browse("condition").value = event.target.value; list(); openFeature(number); } },
+    Object.keys(current.conditions).map((name) => el("option", { selected: name === condition }, name)));
   const focused = dialog.open && dialog.contains(document.activeElement) ? document.activeElement.textContent : null;
   dialog.replaceChildren(
-    el("div", { class: "bar2" }, el("h2", { id: "feature-title" }, `Feature ${number} of ${current.model}`), step(-1, "previous"), step(1, "next"),
+    el("div", { class: "bar2" }, el("h2", { id: "feature-title" }, `Feature ${number} of ${current.model}`), choose, step(-1, "previous"), step(1, "next"),
       el("button", { type: "button", onclick: () => dialog.close() }, "close")),
     el("ul", { class: "tiles" }, facts.map(([name, value, says]) => el("li", {}, el("span", { class: "name" }, name), el("b", {}, value), el("span", {}, says)))),
     el("p", { class: "legend" }, "activation ", el("span", {}, "0"), el("i", { "aria-hidden": "true" }), el("span", {}, sig(most)),
@@ -379,10 +389,14 @@ function closeFeature() {
 
 const mark = (link, here) => (here ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current"));
 
+let view = null; // which section is shown
+
 function route() {
-  const [view, first, second] = decodeURIComponent(location.hash.slice(1)).split("/");
-  const name = ["figures", "features"].includes(view) ? view : "claims";
-  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
+  const [asked, first, second] = decodeURIComponent(location.hash.slice(1)).split("/");
+  const name = ["figures", "features"].includes(asked) ? asked : "claims";
+  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== `view-${name}`;
+  if (name !== view) scrollTo(0, 0);
+  view = name;
   for (const link of document.querySelectorAll("header nav a")) mark(link, link.hash === `#${name}`);
   $("#tip").hidden = true;
   if (name === "figures") {
