@@ -29,15 +29,18 @@ DIGITS = 4  # significant, of what is shown
 
 def browser(params: Params, dense: Cell) -> dict[str, Any]:
     """A model's features, as columns and in one order: numbers in the dense model and under each condition of section
-    `report`, and contexts. A context is [peak, pieces, activations in the dense model, then in compressed ones]: those
-    of `dense` in every one of them, those of a condition in its own. Pieces are numbers of `pieces`.
+    `report`, and contexts. A context is [peak, text, activations in the dense model, then in compressed ones]: those of
+    `dense` in every one of them, those of a condition in its own. A text is a number of `texts`, lists of numbers of
+    `pieces`; activations are [place, value, place, value, ...], 0 elsewhere.
     """
     seed = params.seeds.compressed[0].name
     cells = {name: Cell(dense.root, dense.model, name) for name in params.report.conditions}
     found = {name: read_parquet(cell.contexts, ["feature", "by", "peak", "tokens", "dense", "compressed"])
              for name, cell in cells.items()}  # fmt: skip
     shown = sorted(set(next(iter(found.values()))["feature"]))
-    pieces: dict[str, int] = {}
+    texts: dict[tuple[str, ...], int] = {}  # most stand more than once
+    contexts = _contexts(found, shown, texts)
+    pieces = {piece: number for number, piece in enumerate(dict.fromkeys(piece for text in texts for piece in text))}
     return {
         "model": dense.model,
         "seed": seed,
@@ -46,8 +49,9 @@ def browser(params: Params, dense: Cell) -> dict[str, Any]:
         "feature": shown,
         "dense": _columns(dense, OF_DENSE, seed, shown),
         "conditions": {name: _columns(cell, OF_CONDITION, seed, shown) for name, cell in cells.items()},
-        "contexts": _contexts(found, shown, pieces),
-        "pieces": list(pieces),
+        "contexts": contexts,
+        "texts": [[pieces[piece] for piece in text] for text in texts],
+        "pieces": [visible(piece) for piece in pieces],
     }
 
 
@@ -59,13 +63,21 @@ def _columns(cell: Cell, columns: dict[str, str], seed: str, shown: list[int]) -
 
 
 def _short(values: Any) -> list[float | None]:
-    """Numbers with few digits, whole ones as such: most activations are 0."""
+    """Numbers with few digits, whole ones as such; None for NaN."""
     short = [None if pd.isna(value) else float(f"{value:.{DIGITS}g}") for value in values]
     return [int(value) if value is not None and value.is_integer() else value for value in short]
 
 
-def _contexts(found: dict[str, pd.DataFrame], shown: list[int], pieces: dict[str, int]) -> list[dict[str, Any]]:
-    """The contexts of each feature by where it fires most there; new pieces are entered in `pieces`."""
+def _sparse(activations: Any) -> list[float | None]:
+    """[place, value, ...] of those above 0."""
+    places = activations.nonzero()[0]
+    return [of for pair in zip(places.tolist(), _short(activations[places]), strict=True) for of in pair]
+
+
+def _contexts(
+    found: dict[str, pd.DataFrame], shown: list[int], texts: dict[tuple[str, ...], int]
+) -> list[dict[str, Any]]:
+    """The contexts of each feature by where it fires most there; new texts are entered in `texts`."""
     place = {feature: number for number, feature in enumerate(shown)}
     contexts: list[dict[str, Any]] = [{name: [] for name in ("dense", *found)} for _ in shown]
     for number, (name, table) in enumerate(found.items()):
@@ -75,10 +87,9 @@ def _contexts(found: dict[str, pd.DataFrame], shown: list[int], pieces: dict[str
         ].itertuples(index=False, name=None):
             of_feature = contexts[place[feature]]
             if by == "dense" and number:  # the same text, another compressed model
-                of_feature["dense"][nth[feature]].append(_short(compressed))
+                of_feature["dense"][nth[feature]].append(_sparse(compressed))
                 nth[feature] += 1
             else:
-                told = [pieces.setdefault(visible(token), len(pieces)) for token in tokens]
-                row = [peak, told, _short(dense), _short(compressed)]
-                of_feature["dense" if by == "dense" else name].append(row)
+                text = texts.setdefault(tuple(tokens), len(texts))
+                of_feature["dense" if by == "dense" else name].append([peak, text, _sparse(dense), _sparse(compressed)])
     return contexts

@@ -236,6 +236,12 @@ function found(value) {
   return percent(value, 0);
 }
 
+/** The pieces of a context's text. */
+const words = (context) => current.texts[context[1]].map((piece) => current.pieces[piece]);
+
+/** [place, value, ...] by place. */
+const spread = (sparse) => Object.fromEntries(sparse.flatMap((of, n) => (n % 2 ? [[sparse[n - 1], of]] : [])));
+
 const browse = (name) => $(`#browse [name=${name}]`);
 
 function fillControls() {
@@ -277,7 +283,7 @@ function gather() {
     return {
       i, feature, best: contexts[i].dense[0] ?? contexts[i][condition][0], rate: dense.rate[i], moved: dense.moved[i], effect: dense.effect[i],
       same: under.same[i], other: under.other[i], correlation: under.correlation[i],
-      text: () => (current.texts ??= [])[i] ??= Object.values(contexts[i]).flat().map((of) => of[1].map((n) => pieces[n]).join("")).join("\n").toLowerCase(),
+      text: () => (current.found ??= [])[i] ??= Object.values(contexts[i]).flat().map((of) => words(of).join("")).join("\n").toLowerCase(),
     };
   });
 }
@@ -317,7 +323,7 @@ function drawRows() {
 /** The strongest token, marked, with a few on either side. */
 function strongest(context) {
   if (!context) return "";
-  const [peak, tokens] = context, text = (from, to) => tokens.slice(Math.max(0, from), to).map((piece) => current.pieces[piece]).join("");
+  const [peak] = context, text = (from, to) => words(context).slice(Math.max(0, from), to).join("");
   return [text(peak - 3, peak), el("mark", {}, text(peak, peak + 1)), text(peak + 1, peak + 3)];
 }
 
@@ -341,9 +347,9 @@ function openFeature(number) {
   const place = listed.findIndex((of) => of.feature === number);
   const step = (by, label) => el("button", { type: "button", disabled: !listed[place + by] || place < 0, onclick: () => go(listed[place + by].feature) }, label);
   const own = contexts[row.i], column = Object.keys(current.conditions).indexOf(condition);
-  const inDense = own.dense.map((of) => ({ peak: of[0], tokens: of[1], dense: of[2], pruned: of[3 + column] }));
-  const inPruned = own[condition].map((of) => ({ peak: of[0], tokens: of[1], dense: of[2], pruned: of[3] }));
-  const most = Math.max(0, ...[...inDense, ...inPruned].flatMap((of) => [...of.dense, ...of.pruned]));
+  const told = (of, pruned) => ({ peak: of[0], tokens: words(of), dense: spread(of[2]), pruned: spread(pruned) });
+  const inDense = own.dense.map((of) => told(of, of[3 + column])), inPruned = own[condition].map((of) => told(of, of[3]));
+  const most = Math.max(0, ...[...inDense, ...inPruned].flatMap((of) => [...Object.values(of.dense), ...Object.values(of.pruned)]));
   const facts = [["fires on", percent(row.rate, 2), "of tokens of the dense model"], ["mean when it fires", sig(dense.mean[row.i]), `at most ${sig(dense.most[row.i])}`],
     ["survives", found(row.same), "same seeds, cosine ≥ 0.7"], ["survives", found(row.other), "other starting weights"],
     ["correlation", row.correlation === null ? "–" : row.correlation.toFixed(2), `dense against ${condition}, same text`],
@@ -372,12 +378,12 @@ function contextsOf(title, found, most, condition) {
 
 /** A context, each token shaded by its activation. */
 function side(name, of, activations, most) {
-  return el("div", {}, el("span", { class: "side" }, `${name} ${sig(activations[of.peak])}`),
-    el("p", { class: "text" }, of.tokens.map((piece, n) => {
-      const text = current.pieces[piece], share = most ? activations[n] / most : 0;
-      if (!activations[n] && n !== of.peak) return text;
+  return el("div", {}, el("span", { class: "side" }, `${name} ${sig(activations[of.peak] ?? 0)}`),
+    el("p", { class: "text" }, of.tokens.map((text, n) => {
+      const activation = activations[n] ?? 0, share = most ? activation / most : 0;
+      if (!activation && n !== of.peak) return text;
       const style = [share > 0.45 ? "hot" : "", n === of.peak ? "peak" : ""].join(" ").trim() || null;
-      return el("span", { class: style, "--a": share.toFixed(2), title: sig(activations[n]) }, text);
+      return el("span", { class: style, "--a": share.toFixed(2), title: sig(activation) }, text);
     })));
 }
 
