@@ -1,6 +1,6 @@
 """Stage `report`: one page that stands alone, with the claims, figures to point at, and a browser of features.
 
-The page holds its numbers as JSON, which `page.js` draws; nothing is fetched, and no text is taken for HTML.
+The page holds its numbers as JSON, which its script draws; nothing is fetched, and no text is taken for HTML.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from feature_survival.report.features import browser
 from feature_survival.report.first import FIRST
 from feature_survival.report.second import SECOND
 
+SCRIPTS = ("figures.js", "features.js", "page.js")  # the last one starts
 MARKS = {HOLDS: "holds", FAILS: "fails", UNTESTABLE: "untestable"}  # how a verdict looks
 
 
@@ -52,7 +53,7 @@ def render(
 ) -> str:
     """HTML. judged: results/claims.json; tests: the table that each claim is tested on, by the claim's name."""
     figures = {table: chart for chart in charts for table in chart.tables}
-    script = asset(__package__, "page.js")
+    script = "".join(['"use strict";\n', *(asset(__package__, name) for name in SCRIPTS)])
     return fill(
         __package__,
         claims=[{**claim, "chart": figures.get(tests.get(claim["name"], ""))} for claim in judged],

@@ -44,6 +44,7 @@ def browser(params: Params, dense: Cell) -> dict[str, Any]:
     return {
         "model": dense.model,
         "seed": seed,
+        "tau": MAIN_TAU,
         "site": str(params.model(dense.model).site(params.study.site)),
         "tokens": read_json(dense.metrics / "metrics.json")["tokens"],
         "feature": shown,
