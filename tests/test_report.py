@@ -206,6 +206,17 @@ def test_every_chart_draws_points_of_its_table_inside_their_intervals() -> None:
     assert made["survival"].points["n"].str.contains("at tau 0.6: ").all()
 
 
+@pytest.mark.parametrize(
+    ("rows", "left"), [(0, set()), (1, {"stability", "fragility", "displacement", "causal", "latents"})]
+)
+def test_tables_with_few_rows_or_none_give_fewer_charts(tmp_path: Path, rows: int, left: set[str]) -> None:
+    for file in (TOP / "results").glob("*.csv"):
+        lines = file.read_text().splitlines(keepends=True)[: 1 + rows]
+        (tmp_path / file.name).write_text("".join(lines))
+    # The first rows of the others are the dense model's, and not drawn.
+    assert {chart.name for chart in charts(tmp_path, "resid_post")} == left
+
+
 def test_claims_stand_first_each_with_its_verdict_controls_and_figure(page: Path) -> None:
     text = page.read_text()
     judged = json.loads((TOP / "results" / "claims.json").read_text())

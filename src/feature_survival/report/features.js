@@ -110,7 +110,7 @@ function list() {
   const [some, all, tokens] = [listed.length, rows.length, current.tokens].map((count) => count.toLocaleString("en"));
   $("#about").textContent =
     `${some} of ${all} features of the dense SAE ${current.seed} of ${current.model} at ${current.site}, ` +
-    `on ${tokens} tokens, beside ${browse("condition").value}. They survive where found again at a cosine of ${current.tau}.`;
+    `on ${tokens} tokens, beside ${browse("condition").value}. Found again: cosine of ${current.tau} at least.`;
   $(".list tbody").replaceChildren();
   drawnRows = 0;
   drawRows();

@@ -58,5 +58,6 @@ $("#feature").addEventListener("close", () => {
   const row = [...document.querySelectorAll(".list tbody tr")].find((of) => of.dataset.feature === number);
   if (row) $("button", row).focus();
 });
+$("#feature").addEventListener("click", (event) => event.target.id === "feature" && closeFeature()); // beside it
 addEventListener("hashchange", route);
 route();
