@@ -45,7 +45,7 @@ def points_of(table: pd.DataFrame, **columns: Any) -> pd.DataFrame:
 
 def each(template: str, table: pd.DataFrame) -> list[str]:
     """A text a row, with the row's values."""
-    return [template.format(**row) for row in table.to_dict("records")]
+    return [template.format(**{str(name): of for name, of in row.items()}) for row in table.to_dict("records")]
 
 
 def with_taus(table: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:

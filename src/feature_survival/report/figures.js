@@ -86,9 +86,14 @@ function drawPanel(chart, column, row, points, level, x, y) {
   }
   if (!chart.categories.length)
     drawn.push(svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, chart.x));
-  for (const of of level)
-    drawn.push(svg("line", { class: "level", x1: LEFT, x2: WIDTH - RIGHT, y1: y.place(of.y), y2: y.place(of.y) }),
-      svg("text", { class: "says", x: LEFT + 3, y: y.place(of.y) - 3 }, `${of.label} ${sig(of.y)}`));
+  for (const of of level) {
+    const at = y.place(of.y), middle = (LEFT + WIDTH - RIGHT) / 2;
+    const room = (half) => Math.min(HEIGHT, ...points.filter(half).map((point) => Math.abs(y.place(point.y) - at + 6)));
+    const left = room((point) => x.place(point.x) < middle) >= room((point) => x.place(point.x) > middle);
+    const place = left ? { x: LEFT + 3 } : { x: WIDTH - RIGHT - 3, "text-anchor": "end" }; // where fewer lines run
+    drawn.push(svg("line", { class: "level", x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at }),
+      svg("text", { class: "says", y: at - 3, ...place }, `${of.label} ${sig(of.y)}`));
+  }
   const lines = Object.keys(chart.looks).filter((line) => points.some((point) => point.line === line));
   lines.forEach((line, number) => {
     const [colour, style] = chart.looks[line], k = { "--k": `var(--c${colour})` };

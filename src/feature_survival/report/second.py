@@ -48,7 +48,7 @@ def variants_by_site(results: Path) -> Chart:
         )
         for row in rows
     ]  # fmt: skip
-    looks = {}
+    looks: dict[str, tuple[int, str]] = {}
     for number, model in enumerate(table["model"].unique()):
         styles = {model: MARKS} | {f"{model}, {by}": SOLID if by == "wanda" else DASHED for by in SAE_SCORES}
         looks |= {name: (number % GREY, style) for name, style in styles.items()}
@@ -75,7 +75,7 @@ def sae_pruning_sweep(results: Path) -> Chart:
         for score in SAE_SCORES
     }
     says = "The dense model's SAE, its own weights pruned, beside the SAE retrained on the compressed model (1)."
-    references = [*levels(1, "retrained", *rows), *levels(VIABLE, f"{VIABLE} times", *rows)]
+    references = [*levels(1, "retrained", *rows), *levels(VIABLE, "limit", *rows)]
     return Chart("sweep", "Study B: how much of an SAE may go?", says, ("sae_pruning_sweep",),
                  "weights pruned [% of the part]", rows, points, looks, references, "site", log="y")  # fmt: skip
 
