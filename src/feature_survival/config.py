@@ -226,6 +226,8 @@ class Params(Section):
     @model_validator(mode="after")
     def _grid_is_known(self) -> Params:
         variants = self.variants
+        if "dense" not in self.study.conditions:
+            raise ValueError("study.conditions: 'dense' is missing; every other condition is measured against it")
         for key, names, known in (
             ("study.bases", self.study.bases, self.models),
             ("study.models", self.study.models, self.study.bases),
@@ -249,8 +251,6 @@ class Params(Section):
                 for site in sites:
                     if site not in self.models[model].sites:
                         raise ValueError(str(unknown(f"{key} of {model}", site, list(self.models[model].sites))))
-        if "dense" not in self.study.conditions:
-            raise ValueError("study.conditions: 'dense' is missing; every other condition is measured against it")
         if self.metrics.splice_windows > self.activations.evaluation_windows:
             raise ValueError(
                 f"metrics.splice_windows: {self.metrics.splice_windows} asked, "

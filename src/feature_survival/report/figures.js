@@ -87,9 +87,10 @@ function drawPanel(chart, column, row, points, level, x, y) {
   if (!chart.categories.length)
     drawn.push(svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, chart.x));
   for (const of of level) {
-    const at = y.place(of.y), middle = (LEFT + WIDTH - RIGHT) / 2;
+    const at = y.place(of.y), reach = 80; // of a label
     const room = (half) => Math.min(HEIGHT, ...points.filter(half).map((point) => Math.abs(y.place(point.y) - at + 6)));
-    const left = room((point) => x.place(point.x) < middle) >= room((point) => x.place(point.x) > middle);
+    const left = room((point) => x.place(point.x) < LEFT + reach) >=
+      room((point) => x.place(point.x) > WIDTH - RIGHT - reach);
     const place = left ? { x: LEFT + 3 } : { x: WIDTH - RIGHT - 3, "text-anchor": "end" }; // where fewer lines run
     drawn.push(svg("line", { class: "level", x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at }),
       svg("text", { class: "says", y: at - 3, ...place }, `${of.label} ${sig(of.y)}`));
