@@ -108,7 +108,7 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("variants.probe_windows", 10**4, "variants: probe_windows: 10000 asked, evaluation_windows has"),
     ("variants.splice_windows", 10**4, "variants: splice_windows: 10000 asked, evaluation_windows has"),
     ("report.conditions", ["wnda-50"], "report.conditions: unknown name 'wnda-50'; did you mean 'wanda-50'?"),
-    ("report.conditions", ["rtn-3"], "report.conditions: unknown name 'rtn-3'; known: dense, magnitude-20"),
+    ("report.conditions", ["rtn-3"], "report.conditions: 'rtn-3' is not among study.conditions; allowed: one that is"),
     ("report.conditions", [], "report.conditions: list should have at least 1 item"),
     ("report.features", 0, "report.features: input should be greater than 0, found 0"),
     ("models.mini-llama3.sites.mlp_out", "resid.2", "models.mini-llama3: site 'resid.2' is not one of resid_post.L"),

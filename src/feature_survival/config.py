@@ -233,7 +233,7 @@ class Params(Section):
             ("study.models", self.study.models, self.study.bases),
             ("study.conditions", self.study.conditions, self.conditions),
             ("variants.models", variants.models, self.study.bases),
-            ("report.conditions", self.report.conditions, self.study.conditions),
+            ("report.conditions", self.report.conditions, self.conditions),
             ("variants.condition", [variants.condition], self.conditions),
             ("variants.further_conditions", variants.further_conditions, self.conditions),
             ("variants.compressors", variants.compressors, self.conditions),
@@ -243,6 +243,9 @@ class Params(Section):
                     raise ValueError(f"{key}: {name!r} is used and not among study.bases; add it there")
                 if name not in known:
                     raise ValueError(str(unknown(key, name, list(known))))
+        for name in self.report.conditions:
+            if name not in self.study.conditions:
+                raise ValueError(f"report.conditions: {name!r} is not among study.conditions; allowed: one that is")
         for key, models, sites in (
             ("study.site", self.study.models, [self.study.site]),
             ("variants.sites", variants.models, variants.sites),
