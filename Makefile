@@ -7,7 +7,7 @@ WORKERS ?= 2
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce grid quick test bench lint figure tables timeline saebench gpu-check docker-check lock
+.PHONY: help env data reproduce grid quick test bench lint figure tables report timeline saebench gpu-check docker-check lock
 
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
@@ -66,6 +66,10 @@ figure: env ## one figure again, e.g. make figure FIG=survival, or all of them, 
 tables: env ## the printed tables and the claims again
 	@$(BIN)/feature-survival tables
 	@$(BIN)/feature-survival claims
+
+report: env ## everything on one page that opens without a network: artifacts/report/index.html
+	@$(BIN)/dvc repro --single-item --quiet report
+	@echo artifacts/report/index.html
 
 timeline: env ## when each stage ran, as a picture: artifacts/timeline.png
 	@$(BIN)/feature-survival timeline

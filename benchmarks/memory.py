@@ -101,6 +101,7 @@ def write_params(project: Path, layers: int, dtype: str, condition: str, hidden_
     changes = {
         **CHANGES,
         "study.conditions": ["dense", condition],
+        "report.conditions": [condition],
         "variants.condition": condition,
         "prune.hidden_states": hidden_states,
     }

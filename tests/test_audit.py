@@ -23,12 +23,12 @@ from feature_survival import audit
 from feature_survival.audit import checkpoint, run
 from feature_survival.audit import text as audit_text
 from feature_survival.audit.checkpoint import check_alike, load_dense, outline, shapes
-from feature_survival.audit.features import pieces
 from feature_survival.audit.request import Request
 from feature_survival.audit.training import settings as training_settings
 from feature_survival.audit.verdict import judge
 from feature_survival.catalogue import Site, site_named
 from feature_survival.config import load as load_params
+from feature_survival.contexts import pieces
 from feature_survival.models import blocks, prunable_weights, read_site, site_width
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError

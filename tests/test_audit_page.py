@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import re
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import audit_models
 import pytest
 from audit_models import SITE, WINDOW, Bench, pruned_by_torch, save
+from browsing import BROWSER, browser, tab
 from tokenizers import Tokenizer
 
 from feature_survival.audit import run
 from feature_survival.audit.page import render
 from feature_survival.audit.request import Request
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--remote-debugging-port=0"]  # fmt: skip
 VOID = {"meta", "br", "rect", "line"}
 HOSTILE = '<script>document.title = "taken"</script> <img src="http://127.0.0.1/x"> & "quotes"'
 
@@ -122,92 +113,21 @@ def test_ids_are_distinct_and_every_heading_follows_the_one_above(read: Reader) 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def browser(profile: Path) -> Iterator[str]:
-    """A headless browser that nobody used before; the address of its first page's debugger."""
-    assert BROWSER is not None
-    with subprocess.Popen(
-        [BROWSER, *FLAGS, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            file = profile / "DevToolsActivePort"
-            for _ in range(300):
-                if file.exists() and len(file.read_text().split()) == 2:
-                    break
-                time.sleep(0.1)
-            yield f"http://127.0.0.1:{file.read_text().split()[0]}/json"
-        finally:
-            process.terminate()
-
-
-class Tab:
-    """A page under remote control, and what its console said."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self._socket = socket
-        self._asked = 0
-        self.complaints: list[dict[str, Any]] = []
-
-    async def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._asked += 1
-        await self._socket.send_json({"id": self._asked, "method": method, "params": parameters})
-        while True:
-            answer = await self._socket.receive_json(timeout=30)
-            if answer.get("id") == self._asked:
-                return answer["result"]
-            if answer.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
-                self.complaints.append(answer)
-
-    async def value(self, expression: str) -> Any:
-        found = await self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
-        return found["result"].get("value")
-
-    async def show(self, page: Path, width: int, scheme: str) -> None:
-        await self.ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
-        )
-        await self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        await self.ask("Page.navigate", url=page.as_uri())
-        for _ in range(100):
-            if (
-                await self.value("document.readyState") == "complete"
-                and await self.value("location.protocol") == "file:"
-            ):
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError("the page did not load")
-
-
 async def look(address: str, page: Path, out: Path) -> list[dict[str, Any]]:
-    async with aiohttp.ClientSession() as session:
-        async with session.get(address) as answer:
-            target = next(tab for tab in await answer.json() if tab["type"] == "page")
-        async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-            tab = Tab(socket)
-            for domain in ("Page", "Runtime", "Log"):
-                await tab.ask(f"{domain}.enable")
-            for width, scheme in ((1200, "light"), (1200, "dark"), (390, "light"), (390, "dark")):
-                await tab.show(page, width, scheme)
-                assert await tab.value("document.title") != "taken"
-                assert await tab.value("document.documentElement.scrollWidth <= innerWidth"), f"too wide at {width}"
-                assert not await tab.value("document.querySelector('.pair').checkVisibility()")
-                await tab.value("document.querySelector('details.card summary').focus()")
-                for kind in ("keyDown", "keyUp"):
-                    await tab.ask(
-                        "Input.dispatchKeyEvent",
-                        type=kind,
-                        key="Enter",
-                        code="Enter",
-                        windowsVirtualKeyCode=13,
-                        text="\r",
-                    )
-                assert await tab.value("document.querySelector('details.card').open"), "a key opens a card"
-                assert await tab.value("document.querySelector('.pair').checkVisibility()")
-                shot = await tab.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-                (out / f"{width}-{scheme}.png").write_bytes(base64.b64decode(shot["data"]))
-                dark = await tab.value("getComputedStyle(document.body).backgroundColor")
-                assert (dark == "rgb(255, 255, 255)") == (scheme == "light")
-            return tab.complaints
+    async with tab(address) as shown:
+        for width, scheme in ((1200, "light"), (1200, "dark"), (390, "light"), (390, "dark")):
+            await shown.show(page, width, scheme)
+            assert await shown.value("document.title") != "taken"
+            assert await shown.value("document.documentElement.scrollWidth <= innerWidth"), f"too wide at {width}"
+            assert not await shown.value("document.querySelector('.pair').checkVisibility()")
+            await shown.value("document.querySelector('details.card summary').focus()")
+            await shown.press("Enter")
+            assert await shown.value("document.querySelector('details.card').open"), "a key opens a card"
+            assert await shown.value("document.querySelector('.pair').checkVisibility()")
+            await shown.shoot(out / f"{width}-{scheme}.png")
+            dark = await shown.value("getComputedStyle(document.body).backgroundColor")
+            assert (dark == "rgb(255, 255, 255)") == (scheme == "light")
+        return shown.complaints
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 Cli = Callable[..., Ended]
 STAGES = ["data", "base", "prune", "cache", "sae", "metrics", "summarize", "figure", "tables", "claims"]
-COMMANDS = ["check", "plan", *STAGES, "verdicts", "pull", "audit", "grid", "timeline", "quick"]
+COMMANDS = ["check", "plan", *STAGES, "contexts", "report", "verdicts", "pull", "audit", "grid", "timeline", "quick"]
 
 
 def assert_refused(ended: Ended, message: str) -> None:
@@ -107,6 +107,10 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("variants.seeds", [[0, 0], [0, 0]], "variants: seeds: the same [init, data] pair stands twice"),
     ("variants.probe_windows", 10**4, "variants: probe_windows: 10000 asked, evaluation_windows has"),
     ("variants.splice_windows", 10**4, "variants: splice_windows: 10000 asked, evaluation_windows has"),
+    ("report.conditions", ["wnda-50"], "report.conditions: unknown name 'wnda-50'; did you mean 'wanda-50'?"),
+    ("report.conditions", ["rtn-3"], "report.conditions: 'rtn-3' is not among study.conditions; allowed: one that is"),
+    ("report.conditions", [], "report.conditions: list should have at least 1 item"),
+    ("report.features", 0, "report.features: input should be greater than 0, found 0"),
     ("models.mini-llama3.sites.mlp_out", "resid.2", "models.mini-llama3: site 'resid.2' is not one of resid_post.L"),
     ("models.mini-llama3.sites.mlp_out", "mlp_out.4", "'mlp_out.4' is beyond the last block; allowed: mlp_out.0 to .3"),
     ("models.mini-llama3.sites", {}, "models.mini-llama3.sites: dictionary should have at least 1 item"),
@@ -225,6 +229,8 @@ REFUSED: list[tuple[str, Damage, str]] = [
     ("figure survival", lambda _: None, "results/survival.csv: no such file"),
     ("tables", lambda _: None, "results/models.csv: no such file"),
     ("claims", lambda _: None, "claims.yaml: no such file"),
+    ("report", lambda _: None, "results/claims.json: no such file"),
+    ("contexts tiny wanda-50", lambda _: None, "metrics/tiny/dense/features.parquet: no such file"),
     ("summarize", lambda _: None, "3 of 3 cells have no metrics: tiny/dense, tiny/magnitude-50, tiny/wanda-50"),
     ("check", lambda top: (top / "params.yaml").unlink(), "params.yaml: no such file"),
     ("base tiny", lambda top: (top / "data/lm.jsonl").unlink(), "data/lm.jsonl: no such file; run: make data"),

@@ -1,6 +1,7 @@
 """The whole pipeline through DVC on a miniature grid, by the entry that `make quick` uses, and what DVC then reruns."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -82,6 +83,13 @@ def test_the_grid_ends_in_tables_of_both_cells_and_a_figure(scratch):
     assert (survival["low"] <= survival["survival"]).all() and (survival["survival"] <= survival["high"]).all()
     assert (scratch / "paper_figures" / "survival.pdf").read_bytes().startswith(b"%PDF")
     assert r"wanda-50" in (scratch / "paper_figures" / "cells.tex").read_text()
+
+
+def test_the_grid_ends_in_a_report_of_its_features(scratch):
+    page = (scratch / "artifacts" / "report" / "index.html").read_text()
+    features = json.loads(page.split('id="data-features-nano-llama3">')[1].split("</script>")[0])
+    assert list(features["conditions"]) == ["wanda-50"] and features["feature"]
+    assert all(len(of["dense"]) + len(of["wanda-50"]) for of in features["contexts"])
 
 
 def test_a_condition_takes_at_most_a_fifteenth_of_its_checkpoint(scratch):
@@ -182,5 +190,5 @@ def test_adding_one_sparsity_reruns_that_column_only(scratch):
     column = {f"{stage}@nano-llama3-wanda-30" for stage in ("cache", "sae", "metrics")} | {"prune@nano-llama3"}
     # Not the figure of the dense SAEs' stability, nor those of the second study: their tables are as they were.
     figures = {f"figures@{name}" for name in params["study"]["figures"] if name not in ("stability", *SECOND)}
-    assert stages_run(scratch) == column | figures | {"summarize", "tables", "claims"}
+    assert stages_run(scratch) == column | figures | {"summarize", "tables", "claims", "report"}
     assert stages_run(scratch) == set()

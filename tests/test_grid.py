@@ -36,7 +36,7 @@ ENVIRONMENT = {
 }
 STAGES = ("base", "prune", "cache")
 CACHES = [f"cache@tiny-{condition}" for condition in ("dense", "wanda-50")]
-STUDY = {**TINY_STUDY, "study.conditions": ["dense", "wanda-50"]}
+STUDY = {**TINY_STUDY, "study.conditions": ["dense", "wanda-50"], "report.conditions": ["wanda-50"]}
 RUN = sorted(["prune@tiny", *CACHES])
 
 

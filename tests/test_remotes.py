@@ -79,7 +79,7 @@ def origin(tmp_path_factory, write_params, _trained) -> Path:
     """A repository whose three stages were done, and whose outputs are pushed to the bundled remote, store/."""
     folder = tmp_path_factory.mktemp("remotes") / "origin"
     _trained(folder, write_params)
-    params = load(write_params(folder, {**TINY_STUDY, "study.conditions": ["dense"]}))
+    params = load(write_params(folder, {**TINY_STUDY, "study.conditions": ["dense"], "report.conditions": ["dense"]}))
     prune.run(params, folder, "tiny")
     cache.run(params, Cell(folder, "tiny", "dense"))
     pipeline = YAML(typ="safe").load(TOP / "dvc.yaml")

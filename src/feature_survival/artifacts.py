@@ -8,6 +8,8 @@
 `artifacts/metrics/<model>/<condition>`    metrics.json, features.parquet, matches.parquet
 `artifacts/<model>/variants/<site>`        SAEs of the second study: of the dense model, and of every compressed one
 `artifacts/variants/<model>/<site>`        variants.parquet, compressors.parquet, latents.parquet
+`artifacts/contexts/<model>/<condition>.parquet` where features fire most, and what they do there
+`artifacts/report/index.html`              the report
 `artifacts/training/<model>.csv`           losses of the base model
 `artifacts/timeline.csv`                   when each stage ran, a line each time it ended well
 `results/`, `paper_figures/`               tidy tables; figures and printed tables
@@ -66,6 +68,11 @@ class Cell(NamedTuple):
         """Folder of the cell's numbers."""
         return self.root / "artifacts" / "metrics" / self.model / self.condition
 
+    @property
+    def contexts(self) -> Path:
+        """Where features fire most, in the dense model and in this one."""
+        return self.root / "artifacts" / "contexts" / self.model / f"{self.condition}.parquet"
+
     def sae_of(self, seed: Seed) -> Path:
         """Folder of one SAE."""
         return self.sae / seed.name
@@ -100,6 +107,11 @@ def training_log(root: Path, model: str) -> Path:
 def timeline(root: Path) -> Path:
     """When each stage ran, on which of a grid's workers; every stage appends to it, and it is no output of DVC's."""
     return root / "artifacts" / "timeline.csv"
+
+
+def report(root: Path) -> Path:
+    """The page that shows everything."""
+    return root / "artifacts" / "report" / "index.html"
 
 
 class Place(NamedTuple):

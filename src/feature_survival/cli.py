@@ -22,9 +22,9 @@ app = typer.Typer(
     help=(
         "What pruning does to the features inside a language model.\n\n"
         "Stages run in this order, each on the artifacts of those before: data, base, prune, cache, sae, metrics, "
-        "variants, summarize, figure, tables, claims; verdicts prints what came out. DVC runs them for you "
-        "(dvc repro); run one by hand to look closer. The grid, catalogues of models and conditions, every setting: "
-        "params.yaml."
+        "variants, contexts, summarize, figure, tables, claims, report; verdicts prints what came out. DVC runs them "
+        "for you (dvc repro); run one by hand to look closer. The grid, catalogues of models and conditions, every "
+        "setting: params.yaml."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -160,6 +160,12 @@ def variants(
 
 
 @_stage
+def contexts(model: ModelName, condition: ConditionName) -> None:
+    """Find where the features of a model's dense SAE fire most, in it and in a cell, for the report."""
+    _cell_stage("contexts", model, condition)
+
+
+@_stage
 def summarize() -> None:
     """Gather all cells' metrics into the tables of results/."""
     from feature_survival.summarize import run
@@ -194,6 +200,15 @@ def claims() -> None:
         from feature_survival.claims import run
 
         run(ROOT)
+
+
+@_stage
+def report() -> None:
+    """Write artifacts/report/index.html: the claims, figures that answer, every feature with its text."""
+    with uncollected():
+        from feature_survival.report import write
+
+        typer.echo(write(_params(), ROOT))
 
 
 @app.command()

@@ -198,6 +198,13 @@ class Variants(Section):
         return list(dict.fromkeys(named))
 
 
+class Report(Section):
+    """What the report's feature browser shows of each model of the first study."""
+
+    conditions: Names  # beside the dense model; of study.conditions
+    features: PositiveInt  # the most of a model's dense SAE; those with causal effects first
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -213,16 +220,20 @@ class Params(Section):
     seeds: Seeds
     metrics: Metrics
     variants: Variants
+    report: Report
     quick: dict[str, Any]  # overrides of `make quick`, by dotted key
 
     @model_validator(mode="after")
     def _grid_is_known(self) -> Params:
         variants = self.variants
+        if "dense" not in self.study.conditions:
+            raise ValueError("study.conditions: 'dense' is missing; every other condition is measured against it")
         for key, names, known in (
             ("study.bases", self.study.bases, self.models),
             ("study.models", self.study.models, self.study.bases),
             ("study.conditions", self.study.conditions, self.conditions),
             ("variants.models", variants.models, self.study.bases),
+            ("report.conditions", self.report.conditions, self.conditions),
             ("variants.condition", [variants.condition], self.conditions),
             ("variants.further_conditions", variants.further_conditions, self.conditions),
             ("variants.compressors", variants.compressors, self.conditions),
@@ -232,6 +243,9 @@ class Params(Section):
                     raise ValueError(f"{key}: {name!r} is used and not among study.bases; add it there")
                 if name not in known:
                     raise ValueError(str(unknown(key, name, list(known))))
+        for name in self.report.conditions:
+            if name not in self.study.conditions:
+                raise ValueError(f"report.conditions: {name!r} is not among study.conditions; allowed: one that is")
         for key, models, sites in (
             ("study.site", self.study.models, [self.study.site]),
             ("variants.sites", variants.models, variants.sites),
@@ -240,8 +254,6 @@ class Params(Section):
                 for site in sites:
                     if site not in self.models[model].sites:
                         raise ValueError(str(unknown(f"{key} of {model}", site, list(self.models[model].sites))))
-        if "dense" not in self.study.conditions:
-            raise ValueError("study.conditions: 'dense' is missing; every other condition is measured against it")
         if self.metrics.splice_windows > self.activations.evaluation_windows:
             raise ValueError(
                 f"metrics.splice_windows: {self.metrics.splice_windows} asked, "

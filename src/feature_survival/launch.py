@@ -19,6 +19,7 @@ LOWER = {
     "cache": "activations.batch_windows or activations.shard_windows",
     "sae": "sae.batch_tokens or sae.expansion",
     "metrics": "activations.batch_windows or sae.expansion",
+    "contexts": "report.features or sae.expansion",
     "variants": "activations.batch_windows, variants.probe_windows or sae.expansion",
 }
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from feature_survival.artifacts import report
 from feature_survival.config import Params, load
 from feature_survival.schema import InputError, set_key, validate
 
@@ -44,6 +45,7 @@ def run(root: Path, scratch: Path, overrides: list[str]) -> None:
             raise InputError(f"{scratch}: {' '.join(command)} ended with exit code {code}; its message is above")
     print((scratch / "paper_figures" / "cells.md").read_text(), end="")
     print(f"figure: {scratch / 'paper_figures' / 'survival.png'}")
+    print(f"report: {report(scratch)}")
 
 
 def _clone(root: Path, scratch: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 from feature_survival.audit.measure import BINS
+from feature_survival.page import fill
 from feature_survival.thresholds import DAMAGED, KEPT
 
 HOT = 0.45  # share of the strongest shade from which text turns black
@@ -13,26 +13,7 @@ HOT = 0.45  # share of the strongest shade from which text turns black
 
 def render(report: dict[str, Any]) -> str:
     """HTML of what `audit.run` measured; the same numbers as in `audit.json`."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"pct": _percent, "sig": _significant, "token": _visible}
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(r=report, maps=_maps(report), bars=_bars(report), shade=_shade, max=max, min=min, hot=HOT)
-
-
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "n/a" if share is None else f"{share:.{digits}%}"
-
-
-def _significant(value: float | None, digits: int = 3) -> str:
-    if value is None:
-        return "n/a"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.{digits}g}"
-
-
-def _visible(token: str) -> str:
-    return token.replace("\r", "").replace("\n", "\u21b5").replace("\t", "\u21e5")
+    return fill(__package__, r=report, maps=_maps(report), bars=_bars(report), shade=_shade, hot=HOT)
 
 
 def _shade(activation: float, most: float) -> float:
