@@ -33,12 +33,12 @@ data: env ## the corpus, from the docstrings of the pinned packages (about 15 se
 	@$(BIN)/dvc status --quiet data.dvc || \
 	  { echo "error: data/ is not the corpus data.dvc names. Damaged: feature-survival data --force. Changed on purpose (packages, settings, code): dvc commit data.dvc"; exit 2; }
 
-reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of claims (about an hour and a half)
+reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of claims (about 50 minutes)
 	@$(BIN)/feature-survival check
 	@$(BIN)/dvc repro
 	@$(BIN)/feature-survival verdicts
 
-grid: data ## the same on many workers: WORKERS=2 on this machine, or SCHEDULER=tcp://host:8786 (REPRODUCE.md)
+grid: data ## the same on many workers (40 minutes by two on two cores): WORKERS=2 on this machine, or SCHEDULER=tcp://host:8786 (REPRODUCE.md)
 	@$(BIN)/feature-survival check
 	@$(BIN)/feature-survival grid $(if $(SCHEDULER),--scheduler $(SCHEDULER),--workers $(WORKERS) $(if $(THREADS),--threads $(THREADS)))
 	@$(BIN)/feature-survival verdicts

@@ -33,8 +33,8 @@ RETRIES = 2  # of a stage whose worker died
 # What a worker of Dask's says as it starts would stand among our own lines; from then on, see `worker.dask_setup`.
 QUIET = {"distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"}}
 INTERRUPTED = 130
-# Seconds a stage takes in the default grid on 2 cores: what has the longest way behind it begins first.
-SECONDS = {"base": 225, "prune": 25, "cache": 12, "sae": 36, "metrics": 35, "variants": 200}
+# Seconds a stage takes in the default grid on one core: what has the longest way behind it begins first.
+SECONDS = {"base": 225, "prune": 39, "cache": 19, "sae": 20, "metrics": 21, "variants": 140}
 
 
 def _devices(device: str) -> list[str]:
