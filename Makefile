@@ -33,7 +33,7 @@ data: env ## the corpus, from the docstrings of the pinned packages (about 15 se
 	@$(BIN)/dvc status --quiet data.dvc || \
 	  { echo "error: data/ is not the corpus data.dvc names. Damaged: feature-survival data --force. Changed on purpose (packages, settings, code): dvc commit data.dvc"; exit 2; }
 
-reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of claims (about 50 minutes)
+reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of claims (about 45 minutes)
 	@$(BIN)/feature-survival check
 	@$(BIN)/dvc repro
 	@$(BIN)/feature-survival verdicts

@@ -72,13 +72,13 @@ def _gpu(half: float, single: float, double: float, bandwidth: float, memory: fl
     return Device(half * 1e12, single * 1e12, double * 1e12, bandwidth * GB, memory * GB, 0.3, factored, 5e-3, 15.0)
 
 
-# cpu-2 is calibrated: two cores with AVX-512, on which the default grid took 15 (base), 1.7 (prune), 6.5 (cache), 20
-# (sae), 19 (metrics) and 30 minutes (variants). The plan says 14.5, 2.1, 8.7, 22.5, 17.4 and 33.
+# cpu-2 is calibrated: two cores with AVX-512, on which single stages, scaled to the default grid, took 7.6 (base), 1.3
+# (prune), 5.9 (cache), 6.7 (sae), 7.1 (metrics) and 12 minutes (variants). The plan says 9.5, 1.6, 6.0, 7.1, 9.1 and 15.6.
 DEVICES: dict[str, Device] = {
     "h200": _gpu(989, 67, 34, 4800, 141),
     "h100": _gpu(989, 67, 34, 3350, 80),
     "a100-80": _gpu(312, 19.5, 9.7, 2039, 80),
     "l4": _gpu(121, 30.3, 0.47, 300, 24),
     "rtx-4090": _gpu(165, 82.6, 1.29, 1008, 24),
-    "cpu-2": Device(300e9, 200e9, 100e9, 40 * GB, 24 * GIB, 0.6, 10e9, 2e-3, 2.7, is_host=True),
+    "cpu-2": Device(400e9, 200e9, 100e9, 40 * GB, 24 * GIB, 0.6, 10e9, 2e-3, 2.7, is_host=True),
 }
