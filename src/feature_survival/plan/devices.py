@@ -73,7 +73,8 @@ def _gpu(half: float, single: float, double: float, bandwidth: float, memory: fl
 
 
 # cpu-2 is calibrated: two cores with AVX-512, on which single stages, scaled to the default grid, took 7.6 (base), 1.3
-# (prune), 5.9 (cache), 6.7 (sae), 7.1 (metrics) and 12 minutes (variants). The plan says 9.5, 1.6, 6.0, 7.1, 9.1 and 15.6.
+# (prune), 5.9 (cache), 6.7 (sae), 7.1 (metrics) and 12 minutes (variants). The plan says 9.5, 1.6, 6.0, 7.1, 9.1
+# and 15.6.
 DEVICES: dict[str, Device] = {
     "h200": _gpu(989, 67, 34, 4800, 141),
     "h100": _gpu(989, 67, 34, 3350, 80),
