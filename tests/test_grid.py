@@ -246,7 +246,10 @@ def test_stages_that_fail_say_why_and_the_independent_rest_finishes(tmp_path):
 
 
 def test_an_interrupted_grid_ends_its_stages_and_keeps_what_was_done(tmp_path):
-    stages = {"quick": {"cmd": "touch quick", "outs": ["quick"]}, "slow": {"cmd": WAIT, "outs": ["waited"]}}
+    stages = {
+        "quick": {"cmd": "touch quick", "outs": ["quick"]},
+        "slow": {"cmd": WAIT, "deps": ["quick"], "outs": ["waited"]},  # begins behind the other
+    }
     folder = shell_project(tmp_path / "project", stages)
     with started(folder) as running:
         lines_until(running, "quick", " s on worker ")
