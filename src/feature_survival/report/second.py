@@ -37,8 +37,8 @@ def variants_by_site(results: Path) -> Chart:
     keys = ["model", "site", "condition", "sae", "kind", "variant", "score", "level", "l0", "tokens", "n_tasks"]
     table = read_csv(results / "variants_by_site.csv", [*keys, *rows])
     table = table[(table["sae"] == STANDARD) & table["n_tasks"].notna()]
-    levels = table[table["kind"] == PRUNED].sort_values("level")
-    order = [PRETRAINED, RETRAINED, *levels["variant"].unique()]
+    pruned = table[table["kind"] == PRUNED].sort_values("level")
+    order = [PRETRAINED, RETRAINED, *pruned["variant"].unique()]
     score = table["score"].fillna("")
     line = [f"{model}, {by}" if by else model for model, by in zip(table["model"], score, strict=True)]
     points = [
@@ -69,15 +69,20 @@ def sae_pruning_sweep(results: Path) -> Chart:
         n=each("on {condition}; {tokens} tokens", table),
     )  # fmt: skip
     rows = {model: f"{model}: FVU / FVU of the retrained SAE [log scale]" for model in table["model"].unique()}
-    looks = {
-        f"{part}, {score}": (number, SOLID if score == "wanda" else DASHED)
-        for number, part in enumerate(PARTS)
-        for score in SAE_SCORES
-    }
+    looks = _looks_by_part()
     says = "The dense model's SAE, its own weights pruned, beside the SAE retrained on the compressed model (1)."
     references = [*levels(1, "retrained", *rows), *levels(VIABLE, "limit", *rows)]
     return Chart("sweep", "Study B: how much of an SAE may go?", says, ("sae_pruning_sweep",),
                  "weights pruned [% of the part]", rows, points, looks, references, "site", log="y")  # fmt: skip
+
+
+def _looks_by_part() -> dict[str, tuple[int, str]]:
+    """Of lines named by the part of an SAE that is pruned and the score: a colour a part, a style a score."""
+    return {
+        f"{part}, {score}": (number, SOLID if score == "wanda" else DASHED)
+        for number, part in enumerate(PARTS)
+        for score in SAE_SCORES
+    }
 
 
 def compressors(results: Path) -> Chart:
@@ -112,12 +117,7 @@ def latents(results: Path) -> Chart:
         table, method=table["score"], row=table["predictor"], line=line, x=table["fifth"], y=table["left"],
         n=each("{n} latents; {level:.0%} of weights pruned", table),
     )  # fmt: skip
-    looks = {
-        f"{part}, {score}": (number, SOLID if score == "wanda" else DASHED)
-        for number, part in enumerate(PARTS)
-        for score in SAE_SCORES
-        if f"{part}, {score}" in line
-    }
+    looks = {name: look for name, look in _looks_by_part().items() if name in line}
     rows = {name: f"share of squared norm left (by {name})" for name in table["predictor"].unique()}
     says = "What is left of a latent's weights when its SAE is pruned, by fifth of what may predict it."
     return Chart("latents", "Study B: whom does pruning an SAE hit?", says, ("latents_tests", "latents"),
