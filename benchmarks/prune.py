@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from race import Case, Rival, Seconds, say
 from safetensors.torch import load_file, save_file
+from shapes import WINDOW, llama
 from torch import Tensor, nn
 
 from feature_survival.compression.calibrate import compress
 from feature_survival.compression.forms import Masked
-from feature_survival.models import ForwardStopped, compute_device
+from feature_survival.models import ForwardStopped
 from feature_survival.recipes import Recipe
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-WINDOW, SPARSITY = 128, 0.5
+SPARSITY = 0.5
 ROUNDING = 1e-5  # share of decisions that may differ in the first block where any do
 AFTERWARDS = 0.01  # and of all
 PEER = Path(__file__).parent.parent / ".llmcompressor"
@@ -52,24 +53,6 @@ SHAPES = {
     "100M": Shape(768, 2_048, 12, 12, 12, 32_000, windows=16, batch=8),
     "300M": Shape(1_024, 2_816, 24, 16, 16, 8_192, windows=16, batch=8),
 }
-
-
-def build(shape: Shape) -> LlamaForCausalLM:
-    """The model, float32, the same at every call."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.hidden,
-        num_hidden_layers=shape.blocks,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_value_heads,
-        max_position_embeddings=WINDOW,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval().requires_grad_(False).to(compute_device())
 
 
 def calibration(shape: Shape) -> Tensor:
@@ -208,7 +191,7 @@ def llm_compressor(folder: Path, model: LlamaForCausalLM, tokens: Tensor, batch:
 
 def case(name: str, shape: Shape, folder: Path) -> Case:
     """One size."""
-    model, tokens = build(shape), calibration(shape)
+    model, tokens = llama(*shape[:6]), calibration(shape)
     peers = [Rival("the reference's loop, a sample at a time", lambda: reference(model, tokens), 1.0)]
     if (PEER / ".complete").exists():
         peers.append(Rival("llm-compressor", llm_compressor(folder, model, tokens, shape.batch), 1.0))
