@@ -39,7 +39,12 @@ with uncollected():
     importlib.import_module("feature_survival.stages.{stage}").run = ready
 cli.main()
 """
-SUMMARIZE = "from feature_survival import cli; cli._params(); import feature_survival.summarize; print('ready')"
+SUMMARIZE = """
+from feature_survival.cli.app import settings
+settings()
+import feature_survival.summarize
+print("ready")
+"""
 
 
 def start(code: str, *arguments: str) -> str:
