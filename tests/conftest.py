@@ -222,6 +222,7 @@ TINY_STUDY: dict[str, Any] = {
     "study.bases": ["tiny"],
     "study.models": ["tiny"],
     "study.conditions": ["dense", "magnitude-50", "wanda-50"],
+    "release.conditions": ["dense"],
     "window": 16,
     "models.tiny": entry("LlamaForCausalLM").model_dump(),
     "prune.calibration_windows": 8,

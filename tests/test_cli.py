@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 Cli = Callable[..., Ended]
 STAGES = ["data", "base", "prune", "cache", "sae", "metrics", "summarize", "figure", "tables", "claims"]
-COMMANDS = ["check", "plan", *STAGES, "contexts", "report", "verdicts", "pull", "audit", "grid", "timeline", "quick"]
+COMMANDS = ["check", "plan", *STAGES, "contexts", "release", "report", "verdicts", "pull", "audit", "grid", "timeline", "quick"]
 
 
 def assert_refused(ended: Ended, message: str) -> None:

@@ -32,7 +32,7 @@ from feature_survival.stages import cache, prune
 PROGRAMS = Path(sys.executable).parent
 FILE = re.compile(r"/[0-9a-f]{2}/[0-9a-f]{30}$")  # an object that is no list of others
 STAGES = ("base", "prune", "cache")
-PUSHED = ("artifacts/tiny/base", "artifacts/tiny/prune", "artifacts/training")
+PUSHED = ("artifacts/tiny/base", "artifacts/training")
 QUIET = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_MAX_ATTEMPTS": "1",

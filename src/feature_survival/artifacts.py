@@ -5,6 +5,7 @@
 `artifacts/<model>/prune/<condition>`      what a condition changes of the weights, achieved sparsity, bits a weight
 `artifacts/<model>/<condition>/cache`      activation shards
 `artifacts/<model>/<condition>/sae/<seed>` SAEs in SAELens's format, and how far each feature moved in training
+`artifacts/saes/<model>/<condition>/<seed>` copies of those SAEs that are released
 `artifacts/metrics/<model>/<condition>`    metrics.json, features.parquet, matches.parquet
 `artifacts/<model>/variants/<site>`        SAEs of the second study: of the dense model, and of every compressed one
 `artifacts/variants/<model>/<site>`        variants.parquet, compressors.parquet, latents.parquet
@@ -62,6 +63,11 @@ class Cell(NamedTuple):
     def sae(self) -> Path:
         """Folder of the SAEs of all seeds."""
         return self.root / "artifacts" / self.model / self.condition / "sae"
+
+    @property
+    def released(self) -> Path:
+        """Folder of the copies of its SAEs that are released."""
+        return self.root / "artifacts" / "saes" / self.model / self.condition
 
     @property
     def metrics(self) -> Path:

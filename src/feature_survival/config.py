@@ -205,6 +205,12 @@ class Report(Section):
     features: PositiveInt  # the most of a model's dense SAE; those with causal effects first
 
 
+class Release(Section):
+    """Which SAEs of the first study go to a remote."""
+
+    conditions: Names  # of study.conditions
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -221,6 +227,7 @@ class Params(Section):
     metrics: Metrics
     variants: Variants
     report: Report
+    release: Release
     quick: dict[str, Any]  # overrides of `make quick`, by dotted key
 
     @model_validator(mode="after")
@@ -234,6 +241,7 @@ class Params(Section):
             ("study.conditions", self.study.conditions, self.conditions),
             ("variants.models", variants.models, self.study.bases),
             ("report.conditions", self.report.conditions, self.conditions),
+            ("release.conditions", self.release.conditions, self.conditions),
             ("variants.condition", [variants.condition], self.conditions),
             ("variants.further_conditions", variants.further_conditions, self.conditions),
             ("variants.compressors", variants.compressors, self.conditions),
@@ -243,9 +251,10 @@ class Params(Section):
                     raise ValueError(f"{key}: {name!r} is used and not among study.bases; add it there")
                 if name not in known:
                     raise ValueError(str(unknown(key, name, list(known))))
-        for name in self.report.conditions:
-            if name not in self.study.conditions:
-                raise ValueError(f"report.conditions: {name!r} is not among study.conditions; allowed: one that is")
+        for key, names in (("report", self.report.conditions), ("release", self.release.conditions)):
+            for name in names:
+                if name not in self.study.conditions:
+                    raise ValueError(f"{key}.conditions: {name!r} is not among study.conditions; allowed: one that is")
         for key, models, sites in (
             ("study.site", self.study.models, [self.study.site]),
             ("variants.sites", variants.models, variants.sites),

@@ -20,6 +20,7 @@ LOWER = {
     "sae": "sae.batch_tokens or sae.expansion",
     "metrics": "activations.batch_windows or sae.expansion",
     "contexts": "report.features or sae.expansion",
+    "release": "sae.expansion",
     "variants": "activations.batch_windows, variants.probe_windows or sae.expansion",
 }
 

@@ -12,9 +12,9 @@ app = typer.Typer(
     help=(
         "What pruning does to the features inside a language model.\n\n"
         "Stages run in this order, each on the artifacts of those before: data, base, prune, cache, sae, metrics, "
-        "variants, contexts, summarize, figure, tables, claims, report; verdicts prints what came out. DVC runs them "
-        "for you (dvc repro); run one by hand to look closer. The grid, catalogues of models and conditions, every "
-        "setting: params.yaml."
+        "variants, contexts, release, summarize, figure, tables, claims, report; verdicts prints what came out. DVC "
+        "runs them for you (dvc repro); run one by hand to look closer. The grid, catalogues of models and conditions, "
+        "every setting: params.yaml."
     ),
     no_args_is_help=True,
     add_completion=False,

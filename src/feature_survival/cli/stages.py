@@ -111,6 +111,12 @@ def contexts(model: ModelName, condition: ConditionName) -> None:
 
 
 @_stage
+def release(model: ModelName, condition: ConditionName) -> None:
+    """Put a cell's SAEs among those that are pushed to a remote."""
+    _cell_stage("release", model, condition)
+
+
+@_stage
 def summarize() -> None:
     """Gather all cells' metrics into the tables of results/."""
     from feature_survival.summarize import run

@@ -75,16 +75,22 @@ def pull(
 
 @app.command()
 def grid(
-    workers: Annotated[int, typer.Option(help="processes on this machine; one GPU each where there are any")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(help="processes on this machine; by itself one a GPU, or one a core, 8 at most")
+    ] = None,
     scheduler: Annotated[str, typer.Option(help="or the address of a Dask scheduler, tcp://host:8786")] = "",
     threads: Annotated[
         int | None, typer.Option(help="of each stage; by itself its worker's share of the cores")
     ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="only what changed, and what that needs and is not here")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="every stage, whatever is there")] = False,
 ) -> None:
     """Run what is stale on many workers (dvc repro runs one stage at a time); only the coordinator records."""
     from feature_survival.grid import run
 
-    raise typer.Exit(run(ROOT, workers, scheduler, threads))
+    raise typer.Exit(run(ROOT, workers, scheduler, threads, allow_missing, force))
 
 
 @app.command()

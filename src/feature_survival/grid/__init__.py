@@ -30,6 +30,7 @@ from feature_survival.grid.worker import Ended, perform
 from feature_survival.schema import InputError
 
 RETRIES = 2  # of a stage whose worker died
+MOST_WORKERS = 8  # that are started unasked on a machine without GPUs: each may take 2 GB
 # What a worker of Dask's says as it starts would stand among our own lines; from then on, see `worker.dask_setup`.
 QUIET = {"distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"}}
 INTERRUPTED = 130
@@ -91,7 +92,7 @@ class _Grid:
         client.subscribe_topic(self.topic, self.events.put)
         self.rank: dict[Any, int] = {}
         for stage in reversed(book.plan):
-            below = (self.rank[dependent] for dependent in book.graph.predecessors(stage) if dependent in self.rank)
+            below = (self.rank[dependent] for dependent in book.downstream(stage))
             self.rank[stage] = SECONDS.get(stage.addressing.partition("@")[0], 3) + max(below, default=0)
         self.undecided = [stage for stage in book.plan if not book.upstream(stage)]
         self.ready: list[Any] = []
@@ -164,7 +165,7 @@ class _Grid:
     def _settle(self, stage: Any) -> None:
         self.settled.add(stage)
         self.bar.update()
-        for below in self.book.graph.predecessors(stage):
+        for below in self.book.downstream(stage):
             if self.book.upstream(below) <= self.settled:
                 self.undecided.append(below)
 
@@ -228,8 +229,18 @@ class _Grid:
         return max(self.failed.values(), key=lambda code: code == 1) if self.failed else 0
 
 
-def run(root: Path, workers: int, scheduler: str, threads: int | None) -> int:
+def run(
+    root: Path,
+    workers: int | None,
+    scheduler: str,
+    threads: int | None,
+    allow_missing: bool = False,
+    force: bool = False,
+) -> int:
     """Run what is stale on `workers` processes of this machine, or on the workers of a scheduler; `threads` a stage.
+
+    workers: by themselves one a GPU, or one a core, MOST_WORKERS at most. allow_missing: run only what changed and what
+    that needs; outputs that nothing asks for may be elsewhere. force: run every stage, whatever is there.
 
     Returns the exit code: 0, 2 where stages failed by their input only, 1 where one failed otherwise, 130 where
     interrupted; independent stages finish all the same, and what finished is recorded. InputError before anything runs.
@@ -241,13 +252,28 @@ def run(root: Path, workers: int, scheduler: str, threads: int | None) -> int:
         if value is not None and value < 1:
             raise InputError(f"{name}: at least 1 is needed, found {value}")
     devices = [] if scheduler else _devices(device)
+    if workers is None:
+        workers = len(devices) or min(CPU_COUNT, MOST_WORKERS)
     if devices and workers > len(devices):
         raise InputError(f"WORKERS: {workers} asked, one GPU each; this machine has {len(devices)}")
     if not scheduler:
         threads = threads or max(1, CPU_COUNT // workers)
     stop = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's, as Ctrl-C
     try:
-        with _client(scheduler, workers, devices) as client, open_book(root) as book:
-            return _Grid(book, client, threads or 0, devices).run()
+        with ExitStack() as stack:
+            book = stack.enter_context(open_book(root, force))
+            if allow_missing:
+                book.plan_needed()
+            client, code = None, 0
+            while book.plan and not code:
+                client = client or stack.enter_context(_client(scheduler, workers, devices))
+                code = _Grid(book, client, threads or 0, devices).run()
+                if not allow_missing:
+                    break
+                book.plan_needed()
+            if not code and allow_missing:
+                away = sum(book.lacks(stage) for stage in book.stages)
+                print(f"all {len(book.stages)} stages are up to date; outputs of {away} are not here, and not needed")
+            return code
     finally:
         signal.signal(signal.SIGTERM, stop)

@@ -27,13 +27,14 @@ class Book:
     kill reads them, unless dvc.lock has changed since. DVC's lock is held all the time: one coordinator at a time.
     """
 
-    def __init__(self, repo: Any) -> None:
+    def __init__(self, repo: Any, force: bool) -> None:
         from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
-        self.repo = repo
+        self.repo, self.force = repo, force
         self.root = Path(repo.root_dir)
         self.graph = get_active_graph(repo.index.graph)
-        self.plan: list[Any] = plan_repro(self.graph, collect_stages(repo, ["dvc.yaml"]))
+        self.stages: list[Any] = plan_repro(self.graph, collect_stages(repo, ["dvc.yaml"]))
+        self.plan = self.stages  # those of them that are looked at
         self.recorded: set[Any] = set()
         self.lock, self.journal = self.root / "dvc.lock", self.root / FOLDER / "journal.jsonl"
         self.before: dict[Any, list[tuple[int, int] | None]] = {}
@@ -51,7 +52,7 @@ class Book:
         if not lines or lines[0] != self._state():
             self.journal.write_text(self._state())
             return
-        known = {stage.addressing: stage for stage in self.plan}
+        known = {stage.addressing: stage for stage in self.stages}
         for line in lines[1:]:
             with contextlib.suppress(json.JSONDecodeError):  # killed in mid-line
                 for name, entry in json.loads(line).items():
@@ -60,9 +61,33 @@ class Book:
                         stage.cmd_changed = entry["cmd"] != stage.cmd
                         self.recorded.add(stage)
 
+    def plan_needed(self) -> None:
+        """Plan the stages that changed, and those whose outputs they read and that are not here.
+
+        Other missing outputs are left missing, as by `dvc repro --allow-missing`, which gives up where a stage that
+        changed reads one. What a stage changes downstream is only known once it has run: then plan again.
+        """
+        ahead = [
+            stage for stage in self.stages if stage.cmd and stage.changed(True, list(self.graph.successors(stage)))
+        ]
+        needed = set(ahead)
+        while ahead:
+            missing = {stage for stage in self.graph.successors(ahead.pop()) if stage.cmd and self.lacks(stage)}
+            ahead += missing - needed
+            needed |= missing
+        self.plan = [stage for stage in self.stages if stage in needed]
+
+    def lacks(self, stage: Any) -> bool:
+        """Whether an output of a stage is not here."""
+        return not all(Path(out.fs_path).exists() for out in stage.outs)
+
     def upstream(self, stage: Any) -> set[Any]:
-        """The stages whose outputs a stage reads."""
-        return set(self.graph.successors(stage))
+        """The planned stages whose outputs a stage reads."""
+        return set(self.graph.successors(stage)) & set(self.plan)
+
+    def downstream(self, stage: Any) -> set[Any]:
+        """The planned stages that read a stage's outputs."""
+        return set(self.graph.predecessors(stage)) & set(self.plan)
 
     def is_stale(self, stage: Any) -> bool:
         """Whether a stage must be run; its upstream is recorded. Restores what DVC's run cache has."""
@@ -71,10 +96,10 @@ class Book:
         if not stage.cmd or stage.frozen:  # data.dvc
             _reproduce_stage(stage)
             return False
-        if not stage.changed():
+        if not self.force and not stage.changed():
             return False
         self.recorded.discard(stage)  # from here on it knows its new inputs beside its old outputs
-        if self._restore(stage):
+        if not self.force and self._restore(stage):
             self.record(stage)
             return False
         self.before[stage] = self._outputs(stage)
@@ -132,13 +157,13 @@ class Book:
             with atomic_file(self.lock) as partial:
                 if self.lock.exists():
                     shutil.copyfile(self.lock, partial)
-                in_order = [stage for stage in self.plan if stage in self.recorded]
+                in_order = [stage for stage in self.stages if stage in self.recorded]
                 Lockfile(self.repo, str(partial)).dump_stages(in_order)
         self.journal.unlink()
 
 
 @contextmanager
-def open_book(root: Path) -> Iterator[Book]:
+def open_book(root: Path, force: bool) -> Iterator[Book]:
     """The checkout's book, closed whatever happens; InputError where DVC does not understand the checkout."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo, lock_repo
@@ -146,7 +171,7 @@ def open_book(root: Path) -> Iterator[Book]:
     logging.getLogger("dvc").setLevel(logging.WARNING)
     try:
         with Repo(str(root)) as repo, lock_repo(repo), repo.scm_context(quiet=True):
-            book = Book(repo)
+            book = Book(repo, force)
             try:
                 yield book
             finally:

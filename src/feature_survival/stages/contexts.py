@@ -37,7 +37,7 @@ def run(params: Params, cell: Cell) -> None:
                 activations = dict(zip(MODELS, one.activations, strict=True))
                 rows.append({"feature": feature, "by": name, "peak": one.peak, "tokens": one.tokens, **activations})
     with atomic_file(cell.contexts) as path:
-        pd.DataFrame(rows).to_parquet(path, index=False)
+        pd.DataFrame(rows).to_parquet(path, index=False, compression="zstd")
 
 
 def _shown(params: Params, cell: Cell) -> Tensor:
