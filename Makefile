@@ -2,12 +2,11 @@
 PYTHON ?= $(shell python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo python3 || echo python3.11)
 VENV   ?= .venv
 FIG    ?= survival
-WORKERS ?= 2
 
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce grid quick test bench lint figure tables report timeline saebench gpu-check docker-check lock
+.PHONY: help env data reproduce recompute grid quick test bench lint figure tables report timeline saebench gpu-check docker-check lock
 
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
@@ -33,14 +32,23 @@ data: env ## the corpus, from the docstrings of the pinned packages (about 15 se
 	@$(BIN)/dvc status --quiet data.dvc || \
 	  { echo "error: data/ is not the corpus data.dvc names. Damaged: feature-survival data --force. Changed on purpose (packages, settings, code): dvc commit data.dvc"; exit 2; }
 
-reproduce: data ## the whole default grid: prune, cache, SAEs, metrics, figures; ends with the table of claims (about 45 minutes)
+# Where the grid's stages run: WORKERS=2 on this machine, with THREADS=1 each, or SCHEDULER=tcp://host:8786.
+GRID = $(BIN)/feature-survival grid $(if $(SCHEDULER),--scheduler $(SCHEDULER),$(if $(WORKERS),--workers $(WORKERS)) $(if $(THREADS),--threads $(THREADS)))
+
+reproduce: data ## both studies: pull what is published, compute only what params.yaml changes of it; ends with the table of claims (3 minutes)
 	@$(BIN)/feature-survival check
-	@$(BIN)/dvc repro
+	@$(BIN)/feature-survival pull || echo "not pulled, so computed; a whole grid takes about 40 minutes on two cores"
+	@$(GRID) --allow-missing
 	@$(BIN)/feature-survival verdicts
 
-grid: data ## the same on many workers (40 minutes by two on two cores): WORKERS=2 on this machine, or SCHEDULER=tcp://host:8786 (REPRODUCE.md)
+recompute: data ## both studies from nothing, whatever is published or here (40 minutes on two cores); WORKERS, THREADS, SCHEDULER: REPRODUCE.md
 	@$(BIN)/feature-survival check
-	@$(BIN)/feature-survival grid $(if $(SCHEDULER),--scheduler $(SCHEDULER),--workers $(WORKERS) $(if $(THREADS),--threads $(THREADS)))
+	@$(GRID) --force
+	@$(BIN)/feature-survival verdicts
+
+grid: data ## everything that is stale or missing, as dvc repro, but on many workers
+	@$(BIN)/feature-survival check
+	@$(GRID)
 	@$(BIN)/feature-survival verdicts
 
 quick: env ## a first look in minutes: a nano model through the same stages, in the scratch clone .quick/

@@ -102,6 +102,7 @@ def write_params(project: Path, layers: int, dtype: str, condition: str, hidden_
         **CHANGES,
         "study.conditions": ["dense", condition],
         "report.conditions": [condition],
+        "release.conditions": ["dense"],
         "variants.condition": condition,
         "prune.hidden_states": hidden_states,
     }

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 Cli = Callable[..., Ended]
 STAGES = ["data", "base", "prune", "cache", "sae", "metrics", "summarize", "figure", "tables", "claims"]
-COMMANDS = ["check", "plan", *STAGES, "contexts", "release", "report", "verdicts", "pull", "audit", "grid", "timeline", "quick"]
+LATER = ["contexts", "release", "report"]
+COMMANDS = ["check", "plan", *STAGES, *LATER, "verdicts", "pull", "audit", "grid", "timeline", "quick"]
 
 
 def assert_refused(ended: Ended, message: str) -> None:
@@ -110,6 +111,12 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("report.conditions", ["wnda-50"], "report.conditions: unknown name 'wnda-50'; did you mean 'wanda-50'?"),
     ("report.conditions", ["rtn-3"], "report.conditions: 'rtn-3' is not among study.conditions; allowed: one that is"),
     ("report.conditions", [], "report.conditions: list should have at least 1 item"),
+    ("release.conditions", ["wnda-50"], "release.conditions: unknown name 'wnda-50'; did you mean 'wanda-50'?"),
+    (
+        "release.conditions",
+        ["rtn-3"],
+        "release.conditions: 'rtn-3' is not among study.conditions; allowed: one that is",
+    ),
     ("report.features", 0, "report.features: input should be greater than 0, found 0"),
     ("models.mini-llama3.sites.mlp_out", "resid.2", "models.mini-llama3: site 'resid.2' is not one of resid_post.L"),
     ("models.mini-llama3.sites.mlp_out", "mlp_out.4", "'mlp_out.4' is beyond the last block; allowed: mlp_out.0 to .3"),

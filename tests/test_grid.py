@@ -245,6 +245,43 @@ def test_stages_that_fail_say_why_and_the_independent_rest_finishes(tmp_path):
     assert ran(ended.stdout.splitlines()) == []  # DVC's run cache has it
 
 
+def test_missing_outputs_are_computed_where_something_that_changed_needs_them(tmp_path):
+    def copies(one: str, other: str) -> dict[str, object]:
+        return {"cmd": f"cat {one} > {other}", "deps": [one], "outs": [{other: {"cache": False}}]}
+
+    stages = {
+        "first": copies("seed", "first"),
+        "second": copies("first", "second"),
+        "third": copies("second", "third"),
+        "aside": copies("first", "aside"),
+        "end": {"cmd": "cat third last > end", "deps": ["third", "last"], "outs": ["end"]},
+    }
+    folder = shell_project(tmp_path / "project", stages)
+    for name in ("seed", "last"):
+        (folder / name).write_text(name)
+    assert len(ran(grid(folder, "--workers", "1").stdout.splitlines())) == 5
+    left = contents(folder)
+    for name in ("first", "second", "aside"):
+        (folder / name).unlink()
+    only_needed = ("--workers", "1", "--allow-missing")
+    ended = grid(folder, *only_needed)
+    assert ended.stdout == "all 5 stages are up to date; outputs of 3 are not here, and not needed\n"
+
+    (folder / "third").unlink()
+    (folder / "last").write_text("other")
+    ended = grid(folder, *only_needed)
+    assert ran(ended.stdout.splitlines()) == ["end", "first", "second", "third"]
+    assert not (folder / "aside").exists() and (folder / "third").read_bytes() == left["third"]
+
+    (folder / "seed").write_text("sown anew")  # what is downstream of a change is known once the change is made
+    ended = grid(folder, *only_needed)
+    assert ran(ended.stdout.splitlines()) == ["aside", "end", "first", "second", "third"]
+    assert (folder / "aside").read_text() == "sown anew"
+    ended = grid(folder, "--workers", "1", "--force")
+    assert len(ran(ended.stdout.splitlines())) == 5 and ended.returncode == 0
+    assert dvc(folder, "status") == "Data and pipelines are up to date.\n"
+
+
 def test_an_interrupted_grid_ends_its_stages_and_keeps_what_was_done(tmp_path):
     stages = {
         "quick": {"cmd": "touch quick", "outs": ["quick"]},

@@ -214,11 +214,12 @@ def test_what_was_pushed_is_pulled_into_a_fresh_clone_and_nothing_runs(kind, ori
     assert pushed(clone) == pushed(origin)
     ran = done(clone, "dvc", "repro", "--allow-missing", **environment)
     assert "Running stage" not in ran and "up to date" in ran
-    # What is missing, and no more than that, is what no remote holds: the corpus and the activations.
+    # What is missing, and no more than that, is what no remote holds: the corpus, masks and activations.
     status = json.loads(done(clone, "dvc", "status", "--json"))
     changes = [change for entries in status.values() for entry in entries for change in entry.values()]
     assert {state for change in changes for state in change.values()} == {"deleted"}
-    assert {path.split("/")[0] for change in changes for path in change if not path.endswith("/cache")} == {"data"}
+    missing = {path for change in changes for path in change if not path.startswith("data")}
+    assert missing == {"artifacts/tiny/prune", "artifacts/tiny/prune/dense", "artifacts/tiny/dense/cache"}
 
 
 def settle(folder: Path, there: Remote) -> None:

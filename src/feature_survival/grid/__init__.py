@@ -261,12 +261,13 @@ def run(
     stop = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's, as Ctrl-C
     try:
         with ExitStack() as stack:
+            client = stack.enter_context(_client(scheduler, workers, devices)) if scheduler else None
             book = stack.enter_context(open_book(root, force))
             if allow_missing:
                 book.plan_needed()
-            client, code = None, 0
+            code = 0
             while book.plan and not code:
-                client = client or stack.enter_context(_client(scheduler, workers, devices))
+                client = client or stack.enter_context(_client("", workers, devices))
                 code = _Grid(book, client, threads or 0, devices).run()
                 if not allow_missing:
                     break
