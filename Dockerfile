@@ -42,4 +42,5 @@ ENV HOME=/home/reader USER=reader
 ENV HF_HOME=${HOME}/.cache/huggingface
 USER 1000:1000
 ENTRYPOINT ["sh", "-c", "[ -w . ] || { echo \"error: $PWD is not writable for uid $(id -u): docker run --user $(stat -c %u:%g .)\" >&2; exit 2; }; exec \"$@\"", "study"]
-CMD ["sh", "-c", "feature-survival check && feature-survival data && dvc repro && feature-survival verdicts"]
+# As `make reproduce`.
+CMD ["sh", "-c", "feature-survival check && feature-survival data && { feature-survival pull || true; } && feature-survival grid --allow-missing && feature-survival verdicts"]

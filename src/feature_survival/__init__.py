@@ -1,3 +1,3 @@
 """feature-survival: what pruning does to the features inside a language model."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
