@@ -168,10 +168,10 @@ def test_pairs_differ_in_each_attribute_and_come_from_their_half(through: PreTra
     interchange = prepare(through, "resid_post.1")
     for pairs, half in ((interchange.fit, FIT), (interchange.test, ~FIT)):
         there = set(tokens[half, 1:].flatten().tolist())
-        assert set(pairs.inputs["input_ids"].flatten().tolist()) <= there
+        assert set(pairs.inputs["tokens"].flatten().tolist()) <= there
         for i, name in enumerate(ATTRIBUTES):
             base, source = pairs.labels[name]
-            assert torch.equal(ATTRIBUTES[name][pairs.inputs["input_ids"][:, 0]], base)
+            assert torch.equal(ATTRIBUTES[name][pairs.inputs["tokens"][:, 0]], base)
             assert (base != source)[30 * i : 30 * (i + 1)].all()
             assert len(base[30 * i : 30 * (i + 1)].unique()) == len(VALUES[name])
 

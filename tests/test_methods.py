@@ -236,7 +236,7 @@ def test_awq_stores_a_scale_for_every_input_beside_rtn(llama: PreTrainedModel, t
         assert aware[name].bits() - plain[name].bits() == 16 * weight.shape[1]
 
 
-SHAPES = {"0.mlp.up_proj": (48, 32), "0.mlp.down_proj": (32, 48)}
+WEIGHTS = {"0.mlp.up_proj": torch.empty(48, 32), "0.mlp.down_proj": torch.empty(32, 48)}
 MISFITS = [
     (Recipe("magnitude", 0.5, "2:5"), "pattern 2:5 does not divide a row of 32; nearest: 2:4 (0.mlp.up_proj, 48 x 32)"),
     (Recipe("wanda", 0.5, "2:3"), "pattern 2:3 does not divide a row of 32; nearest: 1:2 (0.mlp.up_proj, 48 x 32)"),
@@ -266,13 +266,13 @@ def test_a_recipe_that_fits_not_every_matrix_is_refused_by_pair_finding_and_near
     recipe: Recipe, message: str
 ) -> None:
     with pytest.raises(InputError) as refused:
-        check_fits(recipe, SHAPES, "conditions.own on tiny")
+        check_fits(recipe, WEIGHTS, "conditions.own on tiny")
     assert str(refused.value) == f"conditions.own on tiny: {message}"
 
 
 @pytest.mark.parametrize("recipe", [Recipe("dense"), *RECIPES.values(), Recipe("magnitude", 0.5, "model")])
 def test_recipes_that_fit_pass(recipe: Recipe) -> None:
-    check_fits(recipe, SHAPES, "conditions.own on tiny")
+    check_fits(recipe, WEIGHTS, "conditions.own on tiny")
 
 
 shapes = st.tuples(st.integers(2, 60), st.integers(2, 60))
@@ -293,7 +293,7 @@ def test_what_the_check_accepts_can_be_computed_and_the_nearest_value_is_accepte
     recipe: Recipe, shape: tuple[int, int]
 ) -> None:
     try:
-        check_fits(recipe, {"w": shape}, "here")
+        check_fits(recipe, {"w": torch.empty(shape)}, "here")
     except InputError as refused:
         found = re.match(r"here: (\w+) .*; nearest: (\S+)", str(refused))
         assert found
@@ -302,7 +302,7 @@ def test_what_the_check_accepts_can_be_computed_and_the_nearest_value_is_accepte
         bits = {"bits": recipe.bits} if recipe.bits else {}
         Condition.model_validate({"method": recipe.method, **bits, setting: value})
         recipe = recipe._replace(**{setting: value})
-        check_fits(recipe, {"w": shape}, "here")
+        check_fits(recipe, {"w": torch.empty(shape)}, "here")
     draw = torch.Generator().manual_seed(0)
     weight, x = torch.randn(shape, generator=draw), torch.randn(80, shape[1], generator=draw)
     inputs = Inputs(x.norm(dim=0), x.abs().mean(0), x.double().T @ x.double())

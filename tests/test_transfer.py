@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feature_survival.metrics.reconstruction import measure_reconstruction
-from feature_survival.metrics.transfer import CHUNK, measure_transfer
-from feature_survival.sae import Dictionary
+from feature_survival.metrics.transfer import measure_transfer
+from feature_survival.sae import CHUNK, Dictionary
 
 WIDTH, FEATURES, ROWS = 8, 24, 120
 

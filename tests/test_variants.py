@@ -17,7 +17,6 @@ from feature_survival.activations import Normalization
 from feature_survival.metrics import BOTH, DECODER, ENCODER, PARTS
 from feature_survival.metrics.variants import (
     Norms,
-    Variant,
     measure_norms,
     neighbour_cosine,
     prune_sae,
@@ -25,7 +24,7 @@ from feature_survival.metrics.variants import (
 )
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
-from feature_survival.stages.variants import _check_one_model
+from feature_survival.stages.variants import _check_left_alone
 
 WIDTH, LATENTS, K = 8, 24, 3
 
@@ -105,11 +104,10 @@ def test_the_nearest_other_row_and_the_share_left_by_hand() -> None:
     assert left.tolist() == [9 / 25, 0.0]
 
 
-def test_variants_measured_on_different_models_are_refused_by_name() -> None:
-    same = {Variant("standard", "pretrained", "init0-data0"): {"ce_without_sae": 2.0}}
-    _check_one_model(same, "tiny/resid_post wanda-50", 2.0)
-    with pytest.raises(InputError, match=r"ce_without_sae is 2\.000000 for .*pretrained.*, the model's 2\.001000"):
-        _check_one_model(same, "tiny/resid_post wanda-50", 2.001)
+def test_a_model_that_splicing_has_changed_is_refused() -> None:
+    _check_left_alone("tiny/resid_post wanda-50", 2.0, 2.0)
+    with pytest.raises(InputError, match=r"wanda-50: ce_without_sae is 2\.000000, the model's own 2\.001000"):
+        _check_left_alone("tiny/resid_post wanda-50", 2.0, 2.001)
 
 
 @pytest.fixture

@@ -35,7 +35,6 @@ def _check_recipes(params: Params) -> None:
     for name in params.study.bases:
         with torch.device("meta"):
             weights = prunable_weights(build(params.model(name)))
-        shapes = {weight: tuple(w.shape) for weight, w in weights.items()}
         own = params.for_model(name)
         for condition in own.compressed():
-            check_fits(own.recipe(condition), shapes, f"params.yaml: conditions.{condition} on {name}")
+            check_fits(own.recipe(condition), weights, f"params.yaml: conditions.{condition} on {name}")

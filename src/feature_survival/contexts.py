@@ -10,11 +10,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from feature_survival.activations import Shards
-from feature_survival.sae import Dictionary
+from feature_survival.sae import CHUNK, Dictionary
 
 CONTEXTS = 4  # windows in which a feature fires most strongly
 AROUND = 12  # tokens shown on either side of the strongest
-CHUNK = 1024  # tokens whose codes are held as dense rows, float32 [tokens, d_sae]
 
 
 class Excerpt(NamedTuple):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -81,30 +80,26 @@ def fetch_sae(release: str, sae_id: str, folder: Path) -> None:
 
 
 def stream_documents(source: Text) -> Iterator[str]:
-    """A data set's documents in their order, the first `source.documents` of them, read as they are asked for.
+    """All documents of a data set, whatever `source.documents` says, in their order; read as they are asked for.
 
-    InputError where the data set, its configuration, split or column is missing, it cannot be reached or read, or
-    it holds fewer documents.
+    InputError where the data set, its configuration, split or column is missing, or it cannot be reached or read.
     """
     from datasets import load_dataset
 
     where = source.dataset + (f" at {source.revision}" if source.revision else "")
-    found = 0
     # datasets streams past the cache, so a copy is a folder of its own
     elsewhere = (
         f"hf download {source.dataset} --repo-type dataset --revision {source.revision or 'main'} --local-dir DIR"
     )
     with _in_one_line(where, f"{elsewhere}, and name DIR as the data set"):
         path, options = _located(source)
-        for row in islice(
-            load_dataset(path, source.name, split=source.split, streaming=True, **options), source.documents
-        ):
+        rows = load_dataset(path, source.name, split=source.split, streaming=True, **options)
+        for number, row in enumerate(rows):
             if not isinstance(row.get(source.column), str):
-                raise InputError(f"{where}: document {found} has no text in {source.column!r}; found: {', '.join(row)}")
+                raise InputError(
+                    f"{where}: document {number} has no text in {source.column!r}; found: {', '.join(row)}"
+                )
             yield row[source.column]
-            found += 1
-    if found < (source.documents or 1):
-        raise InputError(f"{where}: split {source.split!r} holds {found} documents, {source.documents or 1} are needed")
 
 
 def _located(source: Text) -> tuple[str, dict[str, Any]]:

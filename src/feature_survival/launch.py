@@ -62,20 +62,31 @@ def keep_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
-def run_stage(stage: str, model: str, params: Params, *where: object) -> None:
-    """Run a stage on what there is of a model, once its names are known to be right."""
-    with uncollected():
-        from feature_survival.models import compute_device, is_out_of_memory, use_device
+@contextmanager
+def computing(what: str, device: str, lower: str, keep: bool = True) -> Iterator[None]:
+    """Around all that computes: the same bytes every time, freed memory kept where it is to be, the device chosen.
 
-        run = import_module(f"feature_survival.stages.{stage}").run
+    InputError where memory runs out, in one line that says what to `lower`.
+    """
+    from feature_survival.models import compute_device, is_out_of_memory, use_device
+
     deterministic()
-    if stage != "prune":  # where tensors as large as weights come and go, what is kept would be as much again
+    if keep:
         keep_memory()
-    use_device(params.device)
+    use_device(device)
     try:
-        run(params, *where)
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        place = f" (models.{model}.budget)" if params.model(model).budget else ""
-        raise InputError(f"stage {stage}: out of memory on {compute_device()}; lower {LOWER[stage]}{place}") from None
+        raise InputError(f"{what}: out of memory on {compute_device()}; lower {lower}") from None
+
+
+def run_stage(stage: str, model: str, params: Params, *where: object) -> None:
+    """Run a stage on what there is of a model, once its names are known to be right."""
+    with uncollected():
+        run = import_module(f"feature_survival.stages.{stage}").run
+    place = f" (models.{model}.budget)" if params.model(model).budget else ""
+    keep = stage != "prune"  # where tensors as large as weights come and go, what is kept would be as much again
+    with computing(f"stage {stage}", params.device, f"{LOWER[stage]}{place}", keep):
+        run(params, *where)

@@ -96,7 +96,7 @@ def adapter_for(architecture: str) -> Adapter:
     return ADAPTERS[architecture]
 
 
-def _class_named(architecture: str) -> Any:
+def class_named(architecture: str) -> Any:
     """A class of transformers that has an adapter; its own progress bars stay off."""
     adapter_for(architecture)
     import transformers
@@ -108,7 +108,7 @@ def _class_named(architecture: str) -> Any:
 
 def build(model: Model) -> PreTrainedModel:
     """A randomly initialised model of a catalogue entry, float32 (seed torch first)."""
-    architecture = _class_named(model.architecture)
+    architecture = class_named(model.architecture)
     known = ["attn_implementation", *(field.name for field in dataclasses.fields(architecture.config_class))]
     for key in model.config:
         if key not in known:
@@ -120,6 +120,26 @@ def build(model: Model) -> PreTrainedModel:
     return architecture(config)
 
 
+def architecture_of(folder: Path) -> str:
+    """What a checkpoint's configuration says its class is."""
+    config = read_json(folder / "config.json")
+    named = config.get("architectures") if isinstance(config, dict) else None
+    return str(named[0]) if isinstance(named, list) and named else "(none named)"
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Within the block transformers reports nothing; of missing tensors, say, which is ours to do in one line."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 def load(folder: Path, dtype: Dtype) -> PreTrainedModel:
     """A saved checkpoint as a model in evaluation mode on the compute device; dtype `auto` is the checkpoint's own.
 
@@ -128,27 +148,21 @@ def load(folder: Path, dtype: Dtype) -> PreTrainedModel:
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers.utils import logging
 
     if (folder / COMMIT).exists():
         folder = fetch_model(**read_json(folder / COMMIT))
-    config = read_json(folder / "config.json")
-    named = config.get("architectures") if isinstance(config, dict) else None
-    architecture = named[0] if isinstance(named, list) and named else "(none named)"
-    model_class = _class_named(architecture)
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # its report of missing tensors is ours to make, in one line
+    architecture = architecture_of(folder)
+    model_class = class_named(architecture)
     try:
-        model, info = model_class.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with silent():
+            model, info = model_class.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, SafetensorError, RuntimeError, StrictDataclassError) as error:
         if is_out_of_memory(error):
             raise
         broken = _broken_shard(folder)
         raise InputError(f"{broken or folder}: not a loadable checkpoint ({str(error).splitlines()[0]})") from None
-    finally:
-        logging.set_verbosity(level)
     absent = sorted(info["missing_keys"])
     if absent:
         raise InputError(f"{folder}: checkpoint lacks {len(absent)} tensors of {architecture}, first {absent[0]!r}")
@@ -202,12 +216,18 @@ def prunable_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def site_width(model: PreTrainedModel, site: Site) -> int:
     """Width of the activations at a site; InputError where the model has no such block."""
+    block = _block_at(model, site)
+    if site.point == "attn_z":
+        return prunable(block)[adapter_for(type(model).__name__).attn_projection].shape[1]
+    return int(model.config.hidden_size)
+
+
+def _block_at(model: PreTrainedModel, site: Site) -> nn.Module:
+    """The block a site is in; InputError where the model has no such block."""
     stack = blocks(model)
     if site.block >= len(stack):
         raise InputError(f"site {site} is beyond the last block; allowed: {site.point}.0 to .{len(stack) - 1}")
-    if site.point == "attn_z":
-        return prunable(stack[site.block])[adapter_for(type(model).__name__).attn_projection].shape[1]
-    return int(model.config.hidden_size)
+    return stack[site.block]
 
 
 def _submodule(block: nn.Module, path: str) -> nn.Module:
@@ -221,11 +241,7 @@ def at_site(model: PreTrainedModel, site: Site, visit: Callable[[Tensor], Tensor
     What `visit` returns, unless None, replaces them, in the model's own type. InputError for a block the model
     does not have.
     """
-    stack = blocks(model)
-    if site.block >= len(stack):
-        raise InputError(f"site {site} is beyond the last block; allowed: {site.point}.0 to .{len(stack) - 1}")
-    adapter = adapter_for(type(model).__name__)
-    block = stack[site.block]
+    block, adapter = _block_at(model, site), adapter_for(type(model).__name__)
     batch: list[int] = []  # windows of the pass under way
 
     def entered(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -262,16 +278,17 @@ def at_site(model: PreTrainedModel, site: Site, visit: Callable[[Tensor], Tensor
 
 
 @torch.no_grad()
-def run(model: PreTrainedModel, tokens: Tensor) -> None:
-    """A forward pass for its hooks' sake; it ends where a hook raises ForwardStopped."""
+def run(model: PreTrainedModel, tokens: Tensor, **inputs: Any) -> None:
+    """A forward pass for its hooks' sake; it ends where a hook raises ForwardStopped. inputs: further ones, by name."""
     try:
-        model(tokens.to(model.device), use_cache=False)
+        model(tokens.to(model.device), **{"use_cache": False, **inputs})
     except ForwardStopped:
         pass
 
 
-def read_site(model: PreTrainedModel, site: Site, tokens: Tensor) -> Tensor:
-    """Activations at a site, float32 [batch, position, width]; the pass ends there (no later block, no logits)."""
+def read_site(model: PreTrainedModel, site: Site, tokens: Tensor, **inputs: Any) -> Tensor:
+    """Activations at a site, float32 [batch, position, width]; the pass ends there (no later block, no logits).
+    inputs: as of `run`."""
     read: list[Tensor] = []
 
     def visit(activations: Tensor) -> None:
@@ -279,7 +296,7 @@ def read_site(model: PreTrainedModel, site: Site, tokens: Tensor) -> Tensor:
         raise ForwardStopped
 
     with at_site(model, site, visit):
-        run(model, tokens)
+        run(model, tokens, **inputs)
     return read[0]
 
 

@@ -14,6 +14,7 @@ from feature_survival.models import compute_device
 from feature_survival.schema import InputError
 
 ROWS = 16384  # activations encoded at a time
+CHUNK = 1024  # activations whose codes are held as dense rows, float32 [rows, d_sae]
 
 
 class Dictionary(NamedTuple):

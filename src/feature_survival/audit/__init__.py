@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from feature_survival.activations import Shards, measure_normalization, write_sh
 from feature_survival.artifacts import atomic_directory, atomic_file, read_json, write_json
 from feature_survival.audit.checkpoint import check_alike, load_dense, locate, outline
 from feature_survival.audit.features import describe, rank
-from feature_survival.audit.measure import fixed_dictionary, language, quality
+from feature_survival.audit.measure import fixed_dictionary, language
 from feature_survival.audit.page import render
 from feature_survival.audit.request import Request
 from feature_survival.audit.text import Words, read
@@ -26,9 +27,10 @@ from feature_survival.catalogue import Site, site_named
 from feature_survival.corpus import Vocabulary, read_vocabulary
 from feature_survival.hub import fetch_sae
 from feature_survival.metrics import RETRAINED
+from feature_survival.metrics.quality import measure_quality
 from feature_survival.metrics.reconstruction import measure_reconstruction
 from feature_survival.metrics.transfer import measure_transfer
-from feature_survival.models import compute_device, is_out_of_memory, load, site_width
+from feature_survival.models import load, site_width
 from feature_survival.progress import progress
 from feature_survival.sae import ROWS, Dictionary
 from feature_survival.schema import InputError
@@ -69,16 +71,11 @@ def run(request: Request) -> Result:
     InputError, in one line, for whatever does not fit; then nothing is written.
     """
     out = request.out
-    try:
-        with _scratch(out) as scratch:
-            report = _audit(request, _gather(request, scratch), scratch)
-            if request.train_sae:
-                with atomic_directory(out / SAES) as folder:
-                    shutil.copytree(scratch / SAES, folder, dirs_exist_ok=True)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(f"audit: out of memory on {compute_device()}; lower --batch ({request.batch})") from None
+    with _scratch(out) as scratch:
+        report = _audit(request, _gather(request, scratch), scratch)
+        if request.train_sae:
+            with atomic_directory(out / SAES) as folder:
+                shutil.copytree(scratch / SAES, folder, dirs_exist_ok=True)
     page, numbers = out / "audit.html", out / "audit.json"
     with atomic_file(numbers) as json_file, atomic_file(page) as html_file:
         write_json(json_file, report)
@@ -182,6 +179,11 @@ def _cache(model: PreTrainedModel, inputs: Inputs, batch: int, folder: Path) -> 
         raise InputError(f"--{folder.name}: activations at {inputs.site} are the same on every token; try another site")
 
 
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    """What cannot be told, NaN, as JSON has it."""
+    return {name: None if math.isnan(number) else number for name, number in numbers.items()}
+
+
 def _on_sae(
     request: Request, inputs: Inputs, models: dict[str, PreTrainedModel], trained: Trained | None, scratch: Path
 ) -> dict[str, Any]:
@@ -194,13 +196,15 @@ def _on_sae(
         sae, transfer = trained.base[first], trained.transfers[first]
     else:
         transfer = measure_transfer(sae, *(of.batches(ROWS) for of in shards.values()))
-    found = {BASE: {BASE: (sae, transfer.dense)}, COMPRESSED: {COMPRESSED: (sae, transfer.compressed)}}
+    saes = {BASE: {BASE: sae}, COMPRESSED: {COMPRESSED: sae}}
+    found = {BASE: transfer.dense, COMPRESSED: transfer.compressed}
     if trained is not None:
-        own = trained.compressed[first]
-        found[COMPRESSED][RETRAINED] = (own, measure_reconstruction(own, shards[COMPRESSED].batches(ROWS)))
+        saes[COMPRESSED][RETRAINED] = own = trained.compressed[first]
+        found[RETRAINED] = measure_reconstruction(own, shards[COMPRESSED].batches(ROWS))
     on: dict[str, Any] = {}
     for name, model in progress(models.items(), "SAE spliced in", len(models), "model"):
-        on |= quality(model, inputs.site, found[name], tokens[:SPLICES], request.batch)
+        measured = measure_quality(model, inputs.site, saes[name], found, tokens[:SPLICES], request.batch)
+        on |= {name: _finite(quality._asdict()) for name, quality in measured.saes.items()}
     rows = inputs.words["evaluation"].predicted
     return {
         "sae": {

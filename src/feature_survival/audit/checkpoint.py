@@ -12,7 +12,15 @@ from safetensors import SafetensorError, safe_open
 from feature_survival.artifacts import read_json
 from feature_survival.catalogue import Dtype
 from feature_survival.hub import fetch_model
-from feature_survival.models import COMMIT, adapter_for, compute_device, is_out_of_memory, load
+from feature_survival.models import (
+    COMMIT,
+    architecture_of,
+    class_named,
+    compute_device,
+    is_out_of_memory,
+    load,
+    silent,
+)
 from feature_survival.schema import InputError
 
 if TYPE_CHECKING:
@@ -54,11 +62,8 @@ def shapes(folder: Path) -> dict[str, Shape]:
 
 def outline(folder: Path) -> PreTrainedModel:
     """A checkpoint's model without its weights (all on the meta device)."""
-    import transformers
-
-    architecture = _architecture(folder)
-    adapter_for(architecture)
-    kind = getattr(transformers, architecture)
+    architecture = architecture_of(folder)
+    kind = class_named(architecture)
     try:
         config = kind.config_class.from_pretrained(folder)
         with torch.device("meta"):
@@ -67,19 +72,13 @@ def outline(folder: Path) -> PreTrainedModel:
         raise InputError(f"{folder / 'config.json'}: not a configuration of {architecture} ({_line(error)})") from None
 
 
-def _architecture(folder: Path) -> str:
-    config = read_json(folder / "config.json")
-    named = config.get("architectures") if isinstance(config, dict) else None
-    return str(named[0]) if isinstance(named, list) and named else "(none named)"
-
-
 def check_alike(base: Path, compressed: Path, model: PreTrainedModel) -> None:
     """InputError unless the compressed checkpoint has the base's architecture, tensors and shapes.
 
     model: the base's outline. Nothing but headers is read. A tensor that is tied to another needs to be there once;
     tensors of a quantized checkpoint are packed, and are compared when they are loaded.
     """
-    wanted, found = _architecture(base), _architecture(compressed)
+    wanted, found = architecture_of(base), architecture_of(compressed)
     if wanted != found:
         raise InputError(f"--compressed: {compressed} is a {found}; allowed: the base's architecture, {wanted}")
     if quantization(compressed) is not None:
@@ -124,24 +123,21 @@ def load_dense(folder: Path, dtype: Dtype) -> PreTrainedModel:
 
 def _dequantized(folder: Path, dtype: Dtype, described: dict[str, Any]) -> PreTrainedModel:
     """A quantized checkpoint by way of transformers; InputError that names the method where it cannot."""
-    import transformers
     from transformers.quantizers.auto import AutoQuantizationConfig
-    from transformers.utils import logging
 
     method = described.get("quant_method", "no method named")
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
     try:
-        asked = AutoQuantizationConfig.from_dict(dict(described))
-        on_loading = hasattr(asked, "dequantize")
-        if on_loading:
-            asked.dequantize = True
-        model, info = getattr(transformers, _architecture(folder)).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True,
-            **({"quantization_config": asked} if on_loading else {}),
-        )  # fmt: skip
-        if not on_loading:
-            model = model.dequantize()
+        with silent():
+            asked = AutoQuantizationConfig.from_dict(dict(described))
+            on_loading = hasattr(asked, "dequantize")
+            if on_loading:
+                asked.dequantize = True
+            model, info = class_named(architecture_of(folder)).from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True,
+                **({"quantization_config": asked} if on_loading else {}),
+            )  # fmt: skip
+            if not on_loading:
+                model = model.dequantize()
         if info["missing_keys"]:
             raise ValueError(f"{sorted(info['missing_keys'])[0]!r} is missing")
         if not all(parameter.is_floating_point() for parameter in model.parameters()):
@@ -153,8 +149,6 @@ def _dequantized(folder: Path, dtype: Dtype, described: dict[str, Any]) -> PreTr
             f"--compressed: {folder} is quantized ({method}), which cannot be undone here ({_line(error)}); "
             "save a dequantized checkpoint and audit that"
         ) from None
-    finally:
-        logging.set_verbosity(level)
     # What dequantizing leaves may be of another type than asked.
     return model.eval().requires_grad_(False).to(compute_device(), getattr(torch, dtype))
 

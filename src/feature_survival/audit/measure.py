@@ -1,20 +1,17 @@
-"""How well both models speak, and one SAE on both."""
+"""How well both models speak, and what becomes of an SAE's features from one to the other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from feature_survival.catalogue import Site
-from feature_survival.metrics.language import loss_recovered, mean_cross_entropy, measure_splices
-from feature_survival.metrics.reconstruction import Reconstruction, alive
+from feature_survival.metrics.language import mean_cross_entropy
+from feature_survival.metrics.reconstruction import alive
 from feature_survival.metrics.transfer import Transfer
 from feature_survival.progress import progress
-from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
 from feature_survival.stats import Estimate, binomial
 from feature_survival.thresholds import DAMAGED, KEPT, VIABLE
@@ -39,30 +36,6 @@ def language(models: Mapping[str, PreTrainedModel], tokens: Tensor, batch: int) 
         found[name] = {"cross_entropy": entropy, "perplexity": math.exp(entropy)}
     base, compressed = (found[name]["cross_entropy"] for name in models)
     return {**found, "ratio": math.exp(compressed - base), "tokens": tokens.shape[0] * (tokens.shape[1] - 1)}
-
-
-def quality(
-    model: PreTrainedModel,
-    site: Site,
-    saes: Mapping[str, tuple[Dictionary, Reconstruction]],
-    tokens: Tensor,
-    batch: int,
-) -> dict[str, dict[str, Any]]:
-    """What each SAE leaves of one model: FVU, L0, dead features, CE-loss score and KL of the SAE spliced in."""
-    replacements: dict[str | None, Callable[[Tensor], Tensor]] = {None: torch.zeros_like}
-    replacements |= {name: sae.reconstruct for name, (sae, _) in saes.items()}
-    plain, splices = measure_splices(model, site, replacements, tokens, batch)
-    zero = splices[None].cross_entropy
-    return {
-        name: {
-            "fvu": found.fvu,
-            "l0": found.l0,
-            "share_dead": found.share_dead,
-            "ce_loss_score": loss_recovered(plain, zero, splices[name].cross_entropy) if zero != plain else None,
-            "kl": splices[name].kl,
-        }
-        for name, (_, found) in saes.items()
-    }
 
 
 def fixed_dictionary(transfer: Transfer, rows: int) -> dict[str, Any]:

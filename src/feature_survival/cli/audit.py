@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from feature_survival.cli.app import app
-from feature_survival.launch import deterministic
+from feature_survival.launch import computing
 
 
 @app.command(
@@ -51,12 +51,10 @@ def audit(
     options = dict(locals())
     from feature_survival.audit import run
     from feature_survival.audit.request import Request
-    from feature_survival.models import use_device
     from feature_survival.schema import validate
 
     request = validate(options, "audit", Request)
-    deterministic()
-    use_device(request.device)
-    found = run(request)
+    with computing("audit", request.device, f"--batch ({request.batch})"):
+        found = run(request)
     verdict = found.report["verdict"]
     typer.echo("\n".join([verdict["headline"], *verdict["reasons"], "", *map(str, found[1:])]))

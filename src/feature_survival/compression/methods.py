@@ -6,7 +6,7 @@ A new score is a line in `scores.SCORES`; any other method is one function, a li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -92,12 +92,14 @@ def rank_of(recipe: Recipe, shape: tuple[int, ...]) -> int:
     return recipe.rank or rank_at(shape[0], shape[1], recipe.sparsity)
 
 
-def check_fits(recipe: Recipe, shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    """InputError, before any computing, where a recipe cannot be had for one of the matrices [out, in].
+def check_fits(recipe: Recipe, weights: Mapping[str, Tensor], where: str) -> None:
+    """InputError, before any computing, where a recipe cannot be had for one of the matrices [out, in]; of which
+    nothing but the shapes is looked at.
 
     Names the pair and the nearest value that fits it.
     """
-    for name, (rows, columns) in shapes.items():
+    for name, weight in weights.items():
+        rows, columns = weight.shape
         problem = _misfit(recipe, rows, columns)
         if problem:
             raise InputError(f"{where}: {problem} ({name}, {rows} x {columns})")

@@ -95,8 +95,7 @@ def _read(
     """One plain pass up to the site: where to resume, and the features' codes [windows, position - 1, m]."""
     with recording(model, site) as read:
         x = read_site(model, site, tokens)[:, 1:]
-    values, active = sae.encode(x.flatten(0, 1))
-    codes = values.new_zeros(len(values), len(sae.b_enc)).scatter_(1, active, values)[:, features]
+    codes = sae.codes(x.flatten(0, 1))[:, features]
     return read.get(start_of(site)), codes.view(*x.shape[:2], -1)
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,9 +20,10 @@ from torch import Tensor
 
 from feature_survival.catalogue import Site
 from feature_survival.metrics.attributes import NONE, most_frequent, restricted
+from feature_survival.metrics.language import recording, resuming
 from feature_survival.metrics.probes import COARSE, FEWEST, Probe, fit_probe
 from feature_survival.metrics.probing import rank_latents
-from feature_survival.models import ForwardStopped, at_site, blocks, start_of, starting_at
+from feature_survival.models import blocks, read_site, start_of
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
 
@@ -193,31 +192,16 @@ def _differ(labels: Tensor) -> Tensor:
     return (labels[0] != labels[1]) & (labels != NONE).all(0)
 
 
-def _forward(model: PreTrainedModel, past: DynamicCache | None = None, **inputs: Tensor) -> Tensor:
-    """The last block's residual stream [batch, position, width]; `past` grows by the tokens given."""
-    read: list[Tensor] = []
-
-    def visit(x: Tensor) -> None:
-        read.append(x)
-        raise ForwardStopped
-
-    with at_site(model, Site("resid_post", len(blocks(model)) - 1), visit):
-        try:
-            model(**inputs, past_key_values=past, use_cache=past is not None)
-        except ForwardStopped:
-            pass
-    return read[0]
+def _read_last(model: PreTrainedModel, tokens: Tensor, **inputs: Any) -> Tensor:
+    """The last block's residual stream, float32 [batch, position, width]."""
+    return read_site(model, Site("resid_post", len(blocks(model)) - 1), tokens, **inputs)
 
 
 def _read(model: PreTrainedModel, site: Site, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Activations [windows, position, width] at the site, in the last residual stream, and at `start_of(site)`."""
-    read: dict[Site, Tensor] = {}
-    first = start_of(site) or site
-    with ExitStack() as hooks:
-        for where in {site, first}:
-            hooks.enter_context(at_site(model, where, partial(read.__setitem__, where)))
-        last = _forward(model, input_ids=tokens)
-    return read[site], last, read[first]
+    with recording(model, site) as read:
+        last = _read_last(model, tokens)
+    return read[site], last, read.get(start_of(site), read[site])
 
 
 def _prefix(model: PreTrainedModel, tokens: Tensor, position: Tensor) -> tuple[dict[str, Tensor], DynamicCache]:
@@ -231,9 +215,10 @@ def _prefix(model: PreTrainedModel, tokens: Tensor, position: Tensor) -> tuple[d
     columns = torch.arange(longest, device=tokens.device) - (longest - position[:, None])  # negative: padding
     mask, columns = (columns >= 0).long(), columns.clamp(min=0)
     past = DynamicCache(config=model.config)
-    _forward(model, past, input_ids=tokens.gather(1, columns), attention_mask=mask, position_ids=columns)
+    before = {"attention_mask": mask, "position_ids": columns}
+    _read_last(model, tokens.gather(1, columns), past_key_values=past, use_cache=True, **before)
     inputs = {
-        "input_ids": tokens.gather(1, position[:, None]),
+        "tokens": tokens.gather(1, position[:, None]),
         "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1),
         "position_ids": position[:, None],
     }
@@ -245,5 +230,5 @@ def _intervene(model: PreTrainedModel, site: Site, pairs: Pairs, change: Tensor)
     past: Any = copy.copy(pairs.past)
     past.layers = [copy.copy(layer) for layer in past.layers]  # a layer grows by new tensors; the old ones stay
     moved = (pairs.base + change)[:, None]
-    with starting_at(model, start_of(site), pairs.start), at_site(model, site, lambda _: moved):
-        return _forward(model, past, **pairs.inputs)[:, 0]
+    with resuming(model, site, pairs.start, lambda _: moved):
+        return _read_last(model, **pairs.inputs, past_key_values=past, use_cache=True)[:, 0]

@@ -21,10 +21,14 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 @torch.no_grad()
+def window_cross_entropy(model: PreTrainedModel, tokens: Tensor, batch: int) -> Tensor:
+    """Each window's mean next-token cross-entropy in nats, float64 [windows]; tokens: int64 [windows, position]."""
+    return torch.cat([cross_entropy(model, chunk).double().mean(1).cpu() for chunk in tokens.split(batch)])
+
+
 def mean_cross_entropy(model: PreTrainedModel, tokens: Tensor, batch: int) -> float:
     """Mean next-token cross-entropy in nats over windows int64 [windows, position]; perplexity is its exp."""
-    total = math.fsum(cross_entropy(model, chunk).double().sum().item() for chunk in tokens.split(batch))
-    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+    return window_cross_entropy(model, tokens, batch).mean().item()
 
 
 @torch.no_grad()
@@ -120,5 +124,6 @@ def divergence(expected: Tensor, found: Tensor, probability: Tensor | None = Non
 
 
 def loss_recovered(model: float, zero: float, spliced: float) -> float:
-    """CE-loss score of cross-entropies: 1 where a splice costs nothing, 0 where it is as bad as a site of zeros."""
-    return (zero - spliced) / (zero - model)
+    """CE-loss score of cross-entropies: 1 where a splice costs nothing, 0 where it is as bad as a site of zeros; NaN
+    where those cost nothing."""
+    return (zero - spliced) / (zero - model) if zero != model else math.nan

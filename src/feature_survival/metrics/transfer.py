@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from feature_survival.metrics.reconstruction import CodeSums, Reconstruction
-from feature_survival.sae import Dictionary
-
-CHUNK = 1024  # tokens whose codes are held as dense rows, float32 [tokens, d_sae]
+from feature_survival.sae import CHUNK, Dictionary
 
 
 class Transfer(NamedTuple):

@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 from feature_survival.compression.methods import METHODS
 from feature_survival.config import Sae, Seed
-from feature_survival.metrics.transfer import CHUNK
 from feature_survival.plan.devices import Device
 from feature_survival.plan.shape import DOUBLE, FLOAT, HALF
 from feature_survival.plan.work import Plan, form_bytes, settings_at, ways
 from feature_survival.recipes import Recipe
-from feature_survival.sae import ROWS
+from feature_survival.sae import CHUNK, ROWS
 
 TRAINING = 0.12e9  # bytes of what is loaded where SAEs are trained: measured
 RUNTIME = 0.45e9  # bytes of Python, torch and transformers before anything is computed: measured

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -22,13 +21,8 @@ from feature_survival.compression.condition import load_compressed
 from feature_survival.config import Params, Seed
 from feature_survival.corpus import read_vocabulary, strided_windows, windows
 from feature_survival.metrics.causal import measure_effects, stratified
-from feature_survival.metrics.language import (
-    Splice,
-    loss_recovered,
-    mean_cross_entropy,
-    measure_splices,
-    strided_cross_entropy,
-)
+from feature_survival.metrics.language import mean_cross_entropy, strided_cross_entropy
+from feature_survival.metrics.quality import measure_quality
 from feature_survival.metrics.reconstruction import Reconstruction, alive, measure_reconstruction
 from feature_survival.metrics.stability import match, random_sae
 from feature_survival.metrics.survival import ABLATIONS, FEATURE, OUTCOMES, RANDOM, pairs, survival_by_feature
@@ -112,29 +106,19 @@ def _numbers(
 ) -> dict[str, object]:
     """Perplexity of the model; quality of its own SAEs and of the dense model's SAEs on it."""
     batch, site = params.activations.batch_windows, params.model(cell.model).site(params.study.site)
-    replacements: dict[tuple[str, Seed | None], Callable[[Tensor], Tensor]] = {
-        ("zero", None): torch.zeros_like,
-        **{("own", seed): sae.reconstruct for seed, sae in own.items() if cell != cell.dense},
-        **{("dense", seed): sae.reconstruct for seed, sae in dense.items()},
-    }
+    saes = {("dense", seed): sae for seed, sae in dense.items()}
+    found = {("dense", seed): transfer.compressed for seed, transfer in transfers.items()}
+    kind = "dense" if cell == cell.dense else "own"
+    saes |= {(kind, seed): sae for seed, sae in own.items()}
+    found |= {(kind, seed): reconstruction for seed, reconstruction in reconstructions.items()}
     spliced, rest = tokens.tensor_split([params.metrics.splice_windows])
-    plain, splices = measure_splices(model, site, replacements, spliced, batch)
-    zero = splices["zero", None].cross_entropy
-    entropy = plain
+    measured = measure_quality(model, site, saes, found, spliced, batch)
+    entropy = measured.plain
     if len(rest):
-        entropy += (mean_cross_entropy(model, rest, batch) - plain) * len(rest) / len(tokens)
+        entropy += (mean_cross_entropy(model, rest, batch) - entropy) * len(rest) / len(tokens)
 
-    def quality(seed: Seed, found: Reconstruction, splice: Splice) -> dict[str, float]:
-        return {
-            "init_seed": seed.init,
-            "data_seed": seed.data,
-            "fvu": found.fvu,
-            "l0": found.l0,
-            "share_dead": found.share_dead,
-            "ce_sae": splice.cross_entropy,
-            "ce_loss_score": loss_recovered(plain, zero, splice.cross_entropy),
-            "kl": splice.kl,
-        }
+    def quality(kind: str, seed: Seed) -> dict[str, float]:
+        return {"init_seed": seed.init, "data_seed": seed.data, **measured.saes[kind, seed]._asdict()}
 
     shards = Shards(cell.cache, "evaluation")
     condition = read_json(cell.prune / "condition.json")
@@ -147,19 +131,12 @@ def _numbers(
         "perplexity": math.exp(entropy),
         **_text_perplexity(params, cell, model),
         "tokens": tokens.shape[0] * (tokens.shape[1] - 1),
-        "ce_model": plain,
-        "ce_zero": zero,
-        "saes": [
-            quality(seed, found, splices["dense" if cell == cell.dense else "own", seed])
-            for seed, found in reconstructions.items()
-        ],
+        "ce_model": measured.plain,
+        "ce_zero": measured.zero,
+        "saes": [quality(kind, seed) for seed in own],
         "transfer": [
-            {
-                **quality(seed, found.compressed, splices["dense", seed]),
-                "jaccard": found.jaccard,
-                "dense_fvu": found.dense.fvu,
-            }
-            for seed, found in transfers.items()
+            {**quality("dense", seed), "jaccard": transfer.jaccard, "dense_fvu": transfer.dense.fvu}
+            for seed, transfer in transfers.items()
         ],
     }
 

@@ -24,9 +24,8 @@ def run(params: Params, root: Path, name: str) -> None:
     recipes = {condition: params.recipe(condition) for condition in params.compressed()}
     model = load(base, params.model(name).dtype)
     weights = prunable_weights(model)
-    shapes = {weight: tuple(w.shape) for weight, w in weights.items()}
     for condition, recipe in recipes.items():
-        check_fits(recipe, shapes, f"conditions.{condition} on {name}")
+        check_fits(recipe, weights, f"conditions.{condition} on {name}")
     settings, text = params.prune, text_folder(root, name)
     tokens = windows(text, "calibration", read_vocabulary(base), params.window, settings.calibration_windows)
     with atomic_directory(prune_folder(root, name)) as folder:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,18 +34,19 @@ from feature_survival.metrics import (
     STANDARD,
 )
 from feature_survival.metrics.attributes import token_attributes
-from feature_survival.metrics.language import loss_recovered, measure_splices
+from feature_survival.metrics.language import window_cross_entropy
 from feature_survival.metrics.meaning import measure_meaning, prepare
+from feature_survival.metrics.quality import measure_quality
 from feature_survival.metrics.reconstruction import Reconstruction, alive, measure_reconstruction
 from feature_survival.metrics.survival import FIXED, pairs
 from feature_survival.metrics.transfer import Transfer, measure_transfer
 from feature_survival.metrics.variants import Variant, latents_left, measure_norms, prune_sae
-from feature_survival.models import cross_entropy
 from feature_survival.progress import progress
 from feature_survival.sae import ROWS, Dictionary
 from feature_survival.schema import InputError
 from feature_survival.thresholds import KEPT, MAIN_TAU
 from feature_survival.trainers import Job, train_saes
+from feature_survival.trainers.files import origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -191,9 +192,7 @@ def _observe(bench: Bench, condition: str) -> Observed:
     folder.mkdir(parents=True)
     for split, tokens in bench.tokens.items():
         write_shards(model, bench.site, tokens, settings.batch_windows, settings.shard_windows, folder, split)
-    with torch.no_grad():
-        chunks = bench.tokens["evaluation"].split(settings.batch_windows)
-        entropy = torch.cat([cross_entropy(model, chunk).double().mean(1).cpu() for chunk in chunks])
+    entropy = window_cross_entropy(model, bench.tokens["evaluation"], settings.batch_windows)
     return Observed(condition, model, Shards(folder, "sae"), Shards(folder, "evaluation"), entropy)
 
 
@@ -201,13 +200,7 @@ def _train(
     bench: Bench, on: Observed, normalization: Normalization, asked: Sequence[tuple[str, Seed]]
 ) -> dict[tuple[str, Seed], Dictionary]:
     """Train SAEs on a model's activations and keep them; asked for by the name of their settings and their seed."""
-    metadata: dict[str, object] = {
-        "model_name": bench.place.model,
-        "architecture_name": bench.params.model(bench.place.model).architecture,
-        "hook_name": str(bench.site),
-        "condition": on.condition,
-        "context_size": bench.params.window,
-    }
+    metadata = origin(bench.params, bench.place.model, on.condition, bench.site)
     jobs = {
         key: Job(bench.settings[key[0]], key[1], bench.folder / on.condition / key[0] / key[1].name) for key in asked
     }
@@ -251,48 +244,32 @@ def _measure(bench: Bench, on: Observed, saes: Mapping[Variant, Dictionary], den
     """
     params = bench.params
     tokens, batch = bench.tokens["evaluation"][: params.variants.splice_windows], params.activations.batch_windows
-    replacements: dict[Variant | None, Callable[[Tensor], Tensor]] = {None: torch.zeros_like}
-    replacements |= {variant: sae.reconstruct for variant, sae in saes.items()}
-    plain, splices = measure_splices(on.model, bench.site, replacements, tokens, batch)
-    zero = splices[None].cross_entropy
     pretrained = Variant(STANDARD, PRETRAINED, params.variants.seeds[0].name)
     transfer = measure_transfer(saes[pretrained], dense.batches(ROWS), on.evaluation.batches(ROWS))
-    measured = Measured({pretrained: transfer.compressed}, {}, transfer, {})
+    found, fitted = {pretrained: transfer.compressed}, {}
     for variant, sae in progress(saes.items(), f"{bench.place} {on.condition}", len(saes), "SAE"):
-        if variant not in measured.evaluation:
-            measured.evaluation[variant] = measure_reconstruction(sae, on.evaluation.batches(ROWS))
-        found = measured.evaluation[variant]
-        fitted = measured.fitted[variant] = measure_reconstruction(sae, on.fitted(len(on.evaluation)))
-        spliced = splices[variant]
-        measured.rows[variant] = {
-            "condition": on.condition,
-            **variant._asdict(),
-            "fvu": found.fvu,
-            "fvu_fitted": fitted.fvu,
-            "l0": found.l0,
-            "share_dead": found.share_dead,
-            "tokens": len(on.evaluation),
-            "ce_without_sae": plain,
-            "ce_zero": zero,
-            "ce_sae": spliced.cross_entropy,
-            "ce_loss_score": loss_recovered(plain, zero, spliced.cross_entropy),
-            "kl": spliced.kl,
-            "splice_tokens": len(tokens) * (tokens.shape[1] - 1),
-        }
-    _check_one_model(measured.rows, f"{bench.place} {on.condition}", on.entropy[: len(tokens)].mean().item())
-    return measured
+        if variant != pretrained:
+            found[variant] = measure_reconstruction(sae, on.evaluation.batches(ROWS))
+        fitted[variant] = measure_reconstruction(sae, on.fitted(len(on.evaluation)))
+    measured = measure_quality(on.model, bench.site, saes, found, tokens, batch)
+    _check_left_alone(f"{bench.place} {on.condition}", measured.plain, on.entropy[: len(tokens)].mean().item())
+    shared: Row = {
+        "tokens": len(on.evaluation),
+        "ce_without_sae": measured.plain,
+        "ce_zero": measured.zero,
+        "splice_tokens": len(tokens) * (tokens.shape[1] - 1),
+    }
+    rows: dict[Variant, Row] = {}
+    for variant, quality in measured.saes.items():
+        own = {**variant._asdict(), **quality._asdict(), "fvu_fitted": fitted[variant].fvu}
+        rows[variant] = {"condition": on.condition, **own, **shared}
+    return Measured(found, fitted, transfer, rows)
 
 
-def _check_one_model(rows: Mapping[Variant, Row], where: str, expected: float) -> None:
-    """All variants must have been measured on one and the same model: without an SAE it loses as much as it does
-    alone. InputError where it does not."""
-    for variant, row in rows.items():
-        found = row["ce_without_sae"]
-        assert isinstance(found, float)
-        if abs(found - expected) > 1e-5 * expected:
-            raise InputError(
-                f"stage variants: {where}: ce_without_sae is {found:.6f} for {variant}, the model's {expected:.6f}"
-            )
+def _check_left_alone(where: str, found: float, expected: float) -> None:
+    """InputError unless the model that SAEs were spliced into loses, without one, as much as it did before."""
+    if abs(found - expected) > 1e-5 * expected:
+        raise InputError(f"stage variants: {where}: ce_without_sae is {found:.6f}, the model's own {expected:.6f}")
 
 
 def _compressor(bench: Bench, dense: Dense, on: Observed, retrained: Dictionary | None, measured: Measured) -> Row:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from feature_survival.activations import Normalization
 from feature_survival.artifacts import write_json
-from feature_survival.config import Sae, Seed
+from feature_survival.catalogue import Site
+from feature_survival.config import Params, Sae, Seed
 
 
 def write_sae(
@@ -35,6 +36,17 @@ def write_sae(
     save_file(half, folder / "sae_weights.safetensors")
     save_file({"cosine": cosine.cpu()}, folder / "movement.safetensors")
     write_json(folder / "cfg.json", configuration(cfg, seed, len(state["b_dec"]), metadata))
+
+
+def origin(params: Params, model: str, condition: str, site: Site) -> dict[str, object]:
+    """The activations that an SAE of the studies is trained on, as its metadata names them."""
+    return {
+        "model_name": model,
+        "architecture_name": params.model(model).architecture,
+        "hook_name": str(site),
+        "condition": condition,
+        "context_size": params.window,
+    }
 
 
 def configuration(cfg: Sae, seed: Seed, width: int, metadata: dict[str, object]) -> dict[str, object]:

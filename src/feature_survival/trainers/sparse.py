@@ -57,17 +57,22 @@ class SparseTrainer:
                 transpose(values.detach()) @ slope,
                 slope.sum(0),
             ]
-            if self._cfg.auxiliary_coefficient and self.dead():
-                loss += self._revive(x, before, strength, error, gradients)
+            dead = self._is_dead().nonzero()[:, 0]
+            if self._cfg.auxiliary_coefficient and len(dead):
+                loss += self._revive(dead, x, before, strength, error, gradients)
             count = torch.bincount(features[active], minlength=len(self.fired))
             self.fired += count
             self._silent = torch.where(count > 0, 0, self._silent + 1)
         self._update(gradients)
         return loss.item()
 
-    def _revive(self, x: Tensor, before: Tensor, strength: Tensor, error: Tensor, gradients: list[Tensor]) -> Tensor:
-        """AuxK: the loss of dead features that reconstruct -error; their gradients are added to `gradients`."""
-        dead = (self._silent > self._cfg.dead_after_steps).nonzero()[:, 0]
+    def _revive(
+        self, dead: Tensor, x: Tensor, before: Tensor, strength: Tensor, error: Tensor, gradients: list[Tensor]
+    ) -> Tensor:
+        """AuxK: the loss of dead features that reconstruct -error; their gradients are added to `gradients`.
+
+        dead: int64 [features].
+        """
         most = x.shape[1] // 2
         weight = self._cfg.auxiliary_coefficient * min(len(dead) / most, 1) / len(x)
         rows, codes, used = self._decoder[dead], before[:, dead], torch.ones_like(before[:, dead])
@@ -92,7 +97,10 @@ class SparseTrainer:
 
     def dead(self) -> int:
         """Features that have not fired for `dead_after_steps`."""
-        return int((self._silent > self._cfg.dead_after_steps).sum())
+        return int(self._is_dead().sum())
+
+    def _is_dead(self) -> Tensor:
+        return self._silent > self._cfg.dead_after_steps
 
     def weights(self) -> dict[str, Tensor]:
         """By sae-lens's names; decoder rows of unit norm."""
