@@ -24,7 +24,8 @@ from shapes import BLOCKS, FAMILIES, HEADS, SITE, VOCABULARY, WIDTH, WINDOW, ran
 from torch import Tensor
 
 from feature_survival.activations import Shards, write_shards
-from feature_survival.models import ForwardStopped, blocks, load
+from feature_survival.forward import ForwardStopped
+from feature_survival.models import blocks, load
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,8 +15,8 @@ from shapes import random_tokens, untrained
 from torch import Tensor
 
 from feature_survival.catalogue import Site
+from feature_survival.forward import at_site, read_site
 from feature_survival.metrics.causal import measure_effects
-from feature_survival.models import at_site, read_site
 from feature_survival.sae import Dictionary
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from feature_survival.compression.calibrate import compress
 from feature_survival.compression.forms import Masked
-from feature_survival.models import ForwardStopped
+from feature_survival.forward import ForwardStopped
 from feature_survival.recipes import Recipe
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from feature_survival.activations import (
     write_shards,
 )
 from feature_survival.catalogue import Site
-from feature_survival.models import read_site
+from feature_survival.forward import read_site
 from feature_survival.schema import InputError
 
 SITE = Site("resid_post", 1)

@@ -29,7 +29,8 @@ from feature_survival.audit.verdict import judge
 from feature_survival.catalogue import Site, site_named
 from feature_survival.config import load as load_params
 from feature_survival.contexts import pieces
-from feature_survival.models import blocks, prunable_weights, read_site, site_width
+from feature_survival.forward import read_site
+from feature_survival.models import blocks, prunable_weights, site_width
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
 from feature_survival.thresholds import DAMAGED, KEPT

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from feature_survival.catalogue import Site
+from feature_survival.forward import at_site, read_site
 from feature_survival.metrics.causal import Effects, measure_effects, stratified
 from feature_survival.metrics.quintiles import BINS, quintiles
 from feature_survival.metrics.survival import ABLATIONS
-from feature_survival.models import at_site, read_site
 from feature_survival.sae import Dictionary
 
 WIDTH, FEATURES, MANY = 32, 48, 100

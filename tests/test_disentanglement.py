@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from feature_survival.catalogue import Site
+from feature_survival.forward import at_site, read_site
 from feature_survival.metrics.attributes import NONE
 from feature_survival.metrics.disentanglement import (
     Disentanglement,
@@ -20,7 +21,6 @@ from feature_survival.metrics.disentanglement import (
     prepare_interchange,
 )
 from feature_survival.metrics.probes import FEWEST
-from feature_survival.models import at_site, read_site
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from feature_survival.catalogue import Site
 from feature_survival.config import Seed
+from feature_survival.forward import at_site, cross_entropy
 from feature_survival.metrics.language import (
     divergence,
     loss_recovered,
@@ -26,7 +27,6 @@ from feature_survival.metrics.language import (
 )
 from feature_survival.metrics.reconstruction import VarianceSums, alive, measure_reconstruction
 from feature_survival.metrics.survival import OTHER_INIT, OTHER_ORDER, SAME_SEEDS, Pair, pairs
-from feature_survival.models import at_site, cross_entropy
 from feature_survival.sae import Dictionary
 
 SITE = Site("resid_post", 1)

@@ -13,21 +13,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from feature_survival.catalogue import Site
-from feature_survival.models import (
-    adapter_for,
+from feature_survival.forward import (
     at_site,
-    blocks,
-    build,
-    compute_device,
     cross_entropy,
     head_only_at,
-    is_out_of_memory,
-    load,
     log_probabilities,
-    prunable_weights,
     read_site,
     start_of,
     starting_at,
+)
+from feature_survival.models import (
+    adapter_for,
+    blocks,
+    build,
+    compute_device,
+    is_out_of_memory,
+    load,
+    prunable_weights,
     use_device,
 )
 from feature_survival.schema import InputError

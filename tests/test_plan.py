@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from feature_survival.catalogue import Site
 from feature_survival.config import Params, load
+from feature_survival.forward import read_site
 from feature_survival.metrics.language import measure_splices
-from feature_survival.models import read_site
 from feature_survival.plan import TOTAL, Row, estimate, warnings
 from feature_survival.plan.devices import DEVICES, Work
 from feature_survival.plan.memory import RUNTIME, peak

@@ -28,9 +28,10 @@ from conftest import save_as_cell, tiny
 from torch import Tensor
 
 from feature_survival.catalogue import Site
+from feature_survival.forward import at_site, cross_entropy, read_site
 from feature_survival.metrics.language import loss_recovered, measure_splices
 from feature_survival.metrics.reconstruction import measure_reconstruction
-from feature_survival.models import at_site, cross_entropy, load, read_site
+from feature_survival.models import load
 from feature_survival.sae import Dictionary
 
 SITE = Site("resid_post", 1)

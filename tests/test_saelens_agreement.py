@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from feature_survival.catalogue import Site
+from feature_survival.forward import read_site
 from feature_survival.metrics.language import measure_splices
-from feature_survival.models import load, read_site
+from feature_survival.models import load
 from feature_survival.sae import Dictionary
 
 SITE = Site("resid_post", 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from feature_survival.artifacts import read_tensors
 from feature_survival.catalogue import Site
-from feature_survival.models import read_site
+from feature_survival.forward import read_site
 from feature_survival.progress import progress
 from feature_survival.schema import InputError
 

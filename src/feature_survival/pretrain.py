@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from feature_survival.catalogue import Model, Training
 from feature_survival.corpus import BOS, Vocabulary, documents, train_tokenizer, windows
-from feature_survival.models import build, compute_device, cross_entropy
+from feature_survival.forward import cross_entropy
+from feature_survival.models import build, compute_device
 from feature_survival.progress import progress
 from feature_survival.schema import InputError
 

@@ -13,7 +13,8 @@ from feature_survival.compression.forms import Form, Masked
 from feature_survival.compression.masks import masks_over_model
 from feature_survival.compression.methods import METHODS, Inputs, Method
 from feature_survival.compression.scores import SCORES
-from feature_survival.models import ForwardStopped, blocks, prunable, run
+from feature_survival.forward import ForwardStopped, run
+from feature_survival.models import blocks, prunable
 from feature_survival.progress import progress
 from feature_survival.recipes import Recipe
 

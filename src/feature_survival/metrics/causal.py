@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feature_survival.catalogue import Site
+from feature_survival.forward import head_only_at, log_probabilities, read_site, start_of
 from feature_survival.metrics.language import divergence, recording, resuming
 from feature_survival.metrics.quintiles import BINS, quintiles
-from feature_survival.models import head_only_at, log_probabilities, read_site, start_of
 from feature_survival.sae import Dictionary
 
 if TYPE_CHECKING:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from feature_survival.catalogue import Site
+from feature_survival.forward import read_site, start_of
 from feature_survival.metrics.attributes import NONE, most_frequent, restricted
 from feature_survival.metrics.language import recording, resuming
 from feature_survival.metrics.probes import COARSE, FEWEST, Probe, fit_probe
 from feature_survival.metrics.probing import rank_latents
-from feature_survival.models import blocks, read_site, start_of
+from feature_survival.models import blocks
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
 

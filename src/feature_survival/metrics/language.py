@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from feature_survival.catalogue import Site
-from feature_survival.models import at_site, cross_entropy, head_only_at, log_probabilities, start_of, starting_at
+from feature_survival.forward import (
+    at_site,
+    cross_entropy,
+    head_only_at,
+    log_probabilities,
+    start_of,
+    starting_at,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
