@@ -122,8 +122,8 @@ def make_project(project: Path, layers: int) -> None:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    from feature_survival.corpus import documents, train_tokenizer
     from feature_survival.models import build
+    from feature_survival.text import documents, train_tokenizer
 
     (project / "data").mkdir()
     words = [line for file in sorted((TOP / "src").rglob("*.py")) for line in file.read_text().split()]

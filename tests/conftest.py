@@ -23,7 +23,8 @@ from transformers.utils import logging
 
 from feature_survival import artifacts, catalogue, config, models
 from feature_survival.activations import Shards
-from feature_survival.corpus import SPLITS, documents, train_tokenizer
+from feature_survival.corpus import SPLITS
+from feature_survival.text import documents, train_tokenizer
 
 TOP = Path(__file__).resolve().parent.parent
 VOCABULARY = 300

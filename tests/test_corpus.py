@@ -15,21 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 
 from feature_survival.config import Corpus, Shares
-from feature_survival.corpus import (
-    SOURCE,
-    SPLITS,
-    Vocabulary,
-    build_corpus,
-    documents,
-    prose,
-    read_lock,
-    read_vocabulary,
-    split_of,
-    strided_windows,
-    token_texts,
-    windows,
-)
+from feature_survival.corpus import SOURCE, SPLITS, build_corpus, prose, read_lock, split_of
 from feature_survival.schema import InputError
+from feature_survival.text import Vocabulary, documents, read_vocabulary, strided_windows, token_texts, windows
 
 LOCK = TOP / "requirements.lock"
 SHARES = {"lm": 0.7, "calibration": 0.03, "sae": 0.17, "evaluation": 0.1}

@@ -18,12 +18,12 @@ from feature_survival.artifacts import Cell, read_json
 from feature_survival.catalogue import Site
 from feature_survival.compression.calibrate import compress
 from feature_survival.compression.condition import load_compressed, write_condition
-from feature_survival.corpus import Vocabulary, read_vocabulary, windows
 from feature_survival.forward import read_site
 from feature_survival.metrics.language import measure_splices
 from feature_survival.models import ADAPTERS, build, load, prunable_weights
 from feature_survival.recipes import Recipe
 from feature_survival.schema import InputError
+from feature_survival.text import Vocabulary, read_vocabulary, windows
 
 POINTS = ["resid_post", "mlp_out", "attn_out", "attn_z"]
 

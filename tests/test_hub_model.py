@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from feature_survival.artifacts import read_json
-from feature_survival.corpus import documents, read_vocabulary
 from feature_survival.models import load
+from feature_survival.text import documents, read_vocabulary
 
 SAES = "lab/tiny-saes"
 STAGES = ["prune tiny", *(f"{stage} tiny {condition}" for stage in ("cache", "sae", "metrics")

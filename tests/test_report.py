@@ -24,10 +24,10 @@ from torch import Tensor
 from feature_survival import config
 from feature_survival.artifacts import Cell, read_parquet
 from feature_survival.contexts import AROUND, CONTEXTS
-from feature_survival.corpus import read_vocabulary, windows
 from feature_survival.report import charts, write
 from feature_survival.report.features import browser as features_of
 from feature_survival.stages import contexts
+from feature_survival.text import read_vocabulary, windows
 
 MODELS, CONDITIONS = ["tiny", "tall"], ["magnitude-50", "wanda-50"]
 WIDTH, WINDOWS, POSITIONS = 6, 40, 15

@@ -21,6 +21,7 @@ ORDER = [
     "config",
     "artifacts",
     "progress",
+    "text",
     "corpus",
     "hub",
     "models",

@@ -15,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from feature_survival.catalogue import Model, Training
-from feature_survival.corpus import BOS, Vocabulary, documents, train_tokenizer, windows
 from feature_survival.forward import cross_entropy
 from feature_survival.models import build, compute_device
 from feature_survival.progress import progress
 from feature_survival.schema import InputError
+from feature_survival.text import BOS, Vocabulary, documents, train_tokenizer, windows
 
 HELD_OUT_WINDOWS = 128  # of the calibration split, which is never trained on
 EVALUATIONS = 20

@@ -24,7 +24,6 @@ from feature_survival.audit.training import BASE, BASE_SEEDS, COMPRESSED, Traine
 from feature_survival.audit.verdict import FEW, POOR, judge
 from feature_survival.audit.weights import compare
 from feature_survival.catalogue import Site, site_named
-from feature_survival.corpus import Vocabulary, read_vocabulary
 from feature_survival.hub import fetch_sae
 from feature_survival.metrics import RETRAINED
 from feature_survival.metrics.quality import measure_quality
@@ -34,6 +33,7 @@ from feature_survival.models import load, site_width
 from feature_survival.progress import progress
 from feature_survival.sae import ROWS, Dictionary
 from feature_survival.schema import InputError
+from feature_survival.text import Vocabulary, read_vocabulary
 from feature_survival.thresholds import DAMAGED, KEPT, MAIN_TAU, VIABLE
 
 if TYPE_CHECKING:

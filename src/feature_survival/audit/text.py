@@ -11,8 +11,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from feature_survival.audit.request import NEEDED, Request
-from feature_survival.corpus import Vocabulary, split_of, windows, write_documents
+from feature_survival.corpus import split_of
 from feature_survival.schema import InputError
+from feature_survival.text import Vocabulary, windows, write_documents
 
 SHARES = {"lm": 0.0, "calibration": 0.0, "sae": 0.8, "evaluation": 0.2}  # of documents, where SAEs are trained
 CHARACTERS = 12  # a token; more than any language needs, so that a long file is not read to its end

@@ -12,13 +12,13 @@ import torch
 from feature_survival.artifacts import atomic_directory, atomic_file, base_folder, read_json, training_log, write_json
 from feature_survival.catalogue import Hub, Model, Text, Texts, site_named
 from feature_survival.config import Params
-from feature_survival.corpus import read_vocabulary, write_documents
 from feature_survival.hub import fetch_model, fetch_sae, stream_documents
 from feature_survival.models import COMMIT, build, site_width
 from feature_survival.pretrain import LOG_COLUMNS, make_base
 from feature_survival.progress import progress
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
+from feature_survival.text import read_vocabulary, write_documents
 
 
 def run(params: Params, root: Path, name: str) -> None:

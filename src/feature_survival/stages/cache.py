@@ -6,7 +6,7 @@ from feature_survival.activations import Shards, measure_normalization, write_no
 from feature_survival.artifacts import Cell, atomic_directory, text_folder
 from feature_survival.compression.condition import load_compressed
 from feature_survival.config import Params
-from feature_survival.corpus import read_vocabulary, windows
+from feature_survival.text import read_vocabulary, windows
 
 
 def run(params: Params, cell: Cell) -> None:

@@ -13,10 +13,10 @@ from feature_survival.activations import Shards
 from feature_survival.artifacts import Cell, atomic_file, read_parquet, text_folder
 from feature_survival.config import Params
 from feature_survival.contexts import excerpts
-from feature_survival.corpus import read_vocabulary, windows
 from feature_survival.metrics.survival import FEATURE, OUTCOMES
 from feature_survival.progress import progress
 from feature_survival.sae import Dictionary
+from feature_survival.text import read_vocabulary, windows
 
 MODELS = ("dense", "compressed")
 

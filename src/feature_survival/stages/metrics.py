@@ -19,7 +19,6 @@ from feature_survival.artifacts import Cell, atomic_directory, read_json, text_f
 from feature_survival.catalogue import Site
 from feature_survival.compression.condition import load_compressed
 from feature_survival.config import Params, Seed
-from feature_survival.corpus import read_vocabulary, strided_windows, windows
 from feature_survival.metrics.causal import measure_effects, stratified
 from feature_survival.metrics.language import mean_cross_entropy, strided_cross_entropy
 from feature_survival.metrics.quality import measure_quality
@@ -30,6 +29,7 @@ from feature_survival.metrics.transfer import Transfer, measure_transfer
 from feature_survival.progress import progress
 from feature_survival.sae import ROWS, Dictionary, read_movement
 from feature_survival.schema import InputError
+from feature_survival.text import read_vocabulary, strided_windows, windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,9 +10,9 @@ from feature_survival.compression.calibrate import compress
 from feature_survival.compression.condition import write_condition
 from feature_survival.compression.methods import METHODS, check_fits
 from feature_survival.config import Params
-from feature_survival.corpus import read_vocabulary, windows
 from feature_survival.models import load, prunable_weights
 from feature_survival.progress import progress
+from feature_survival.text import read_vocabulary, windows
 
 
 def run(params: Params, root: Path, name: str) -> None:

@@ -20,7 +20,6 @@ from feature_survival.artifacts import Place, atomic_directory, read_json, relea
 from feature_survival.catalogue import Site
 from feature_survival.compression.condition import load_compressed
 from feature_survival.config import Params, Sae, Seed
-from feature_survival.corpus import read_vocabulary, token_texts, windows
 from feature_survival.matching import mutual_cosine
 from feature_survival.metrics import (
     BOTH,
@@ -44,6 +43,7 @@ from feature_survival.metrics.variants import Variant, latents_left, measure_nor
 from feature_survival.progress import progress
 from feature_survival.sae import ROWS, Dictionary
 from feature_survival.schema import InputError
+from feature_survival.text import read_vocabulary, token_texts, windows
 from feature_survival.thresholds import KEPT, MAIN_TAU
 from feature_survival.trainers import Job, train_saes
 from feature_survival.trainers.files import origin
