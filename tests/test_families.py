@@ -103,7 +103,7 @@ def test_a_published_checkpoint_is_pruned_cached_and_spliced(
         assert torch.equal(pruned.get_parameter(name), published.model.get_parameter(name)), name
 
     expected = pruned(tokens, output_hidden_states=True).hidden_states[2][:, 1:].flatten(0, 1)
-    assert write_shards(pruned, site, tokens, 6, 6, tmp_path, "sae") == 6 * 15
+    write_shards(pruned, site, tokens, 6, 6, tmp_path, "sae")
     assert torch.equal(torch.cat(list(Shards(tmp_path, "sae").batches(1000))), expected.float())
 
     replacements = {"same": torch.clone, "zero": torch.zeros_like}

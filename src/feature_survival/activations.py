@@ -1,4 +1,4 @@
-"""Stage `cache`: a cell's activations at its site, in half precision, sharded, memory-mapped on reading."""
+"""A model's activations at a site, in half precision: sharded on writing, memory-mapped on reading."""
 
 from __future__ import annotations
 
@@ -31,23 +31,20 @@ class Normalization(NamedTuple):
 
 def write_shards(
     model: PreTrainedModel, site: Site, tokens: Tensor, batch: int, shard_windows: int, folder: Path, split: str
-) -> int:
-    """Cache a split as `<split>-00000.safetensors`, ...; returns the number of rows written.
+) -> None:
+    """Write a split as `<split>-00000.safetensors`, ..., `shard_windows` each; `batch` windows a forward pass.
 
     tokens: int64 [windows, position]. Each shard holds `activations` [rows, width], float16, or bfloat16 where that is
-    the model's own type and so loses nothing: position 0 of
-    every window (the attention sink, whose norm dwarfs the rest) is dropped, order is that of the tokens.
+    the model's own type and so loses nothing; rows are in the order of the tokens, without position 0 of every window
+    (the attention sink, whose norm dwarfs the rest).
     InputError where activations are not finite in half precision.
     """
     shards, half = tokens.split(shard_windows), torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float16
-    rows = 0
     for number, shard in enumerate(progress(shards, f"cache {split}", len(shards), "shard")):
         read = torch.cat([read_site(model, site, chunk)[:, 1:].to(half).flatten(0, 1) for chunk in shard.split(batch)])
         if not torch.isfinite(read).all():
             raise InputError(f"stage cache: activations at {site} are not finite in half precision ({split} {number})")
         save_file({"activations": read.cpu()}, folder / f"{split}-{number:05d}.safetensors")
-        rows += len(read)
-    return rows
 
 
 class Shards:
