@@ -239,6 +239,11 @@ def test_trained_saes_give_survival_in_every_pairing_with_its_controls(trained: 
     assert rows["same init, same order", False]["saes"] == 2
     assert {"base", "compressed", "retrained"} == set(report["sae"]["on"])
     assert report["text"]["sae"]["tokens"] >= 10_000
+    said = next(reason for reason in report["verdict"]["reasons"] if reason.startswith("Trained anew"))
+    for is_control in (False, True):
+        main = rows["other init, other order", is_control]["shares"][1]
+        assert f"{main['mean']:.1%}" in said and f"{main['low']:.1%} to {main['high']:.1%}" in said
+    assert any(f"trained on {report['text']['sae']['tokens']:,} tokens" in of for of in report["verdict"]["caveats"])
 
 
 def test_survival_is_that_of_the_saes_it_leaves(trained: Path) -> None:
@@ -430,6 +435,22 @@ def bereft(root: Path) -> Path:
     return root / "bereft"
 
 
+def deeper(root: Path) -> Path:
+    """The base with its last block twice: whatever the base has, this has too."""
+    model = tiny("LlamaForCausalLM")
+    last = len(blocks(model)) - 1
+    weights = {name: weight for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    again = {
+        name.replace(f"layers.{last}.", f"layers.{last + 1}."): weight.clone()
+        for name, weight in weights.items()
+        if f"layers.{last}." in name
+    }
+    folder = altered(root / "deeper", weights | again)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": last + 2}))
+    return folder
+
+
 def of_another_family(root: Path) -> Path:
     return save(tiny("MistralForCausalLM"), root / "mistral")
 
@@ -446,6 +467,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("another family", {"compressed": of_another_family}, "mistral is a MistralForCausalLM; allowed: the base's"),
     ("another shape", {"compressed": narrower}, "tensor 'model.layers.0.self_attn.q_proj.weight' of"),
     ("a tensor missing", {"compressed": lacking}, "lacks tensor 'model.layers.2.mlp.gate_proj.weight', which the base"),
+    ("a block more", {"compressed": deeper}, "weight '3.self_attn.q_proj' is [32, 32], the base has none of that name"),
     ("a torn shard", {"compressed": torn}, "not a whole safetensors file"),
     ("a shard missing", {"compressed": bereft}, "no such file; allowed: a checkpoint in safetensors"),
     ("SAE of other width", {"sae": lambda root: planted_sae(root / "wide", 48)}, "the SAE reads 48 inputs, the site"),

@@ -8,7 +8,7 @@ from feature_survival.audit.measure import BINS
 from feature_survival.page import fill
 from feature_survival.thresholds import DAMAGED, KEPT
 
-HOT = 0.45  # share of the strongest shade from which text turns black
+HOT = 0.65  # share of the strongest shade from which text turns black: below it, on dark paper, light text is legible
 
 
 def render(report: dict[str, Any]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from feature_survival.thresholds import DAMAGED, KEPT, VIABLE
+from feature_survival.metrics.survival import OTHER_INIT
+from feature_survival.thresholds import DAMAGED, KEPT, MAIN_TAU, VIABLE
 
 FEW = 0.10  # of the alive features; where more fire differently, an SAE that reconstructs still has changed meaning
 POOR = 0.5  # FVU on the base from which an SAE says too little about either model
@@ -33,7 +34,7 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": kind,
         "headline": headline,
-        "reasons": [*_reasons(report["sae"]), speech, sparsity],
+        "reasons": [*_reasons(report["sae"]), *_survival(report), speech, sparsity],
         "caveats": _caveats(report),
     }
 
@@ -59,6 +60,23 @@ def _reasons(sae: dict[str, Any]) -> list[str]:
         f"{kept['count']} of {kept['of']} alive features ({kept['share']:.0%}, 95% interval {kept['low']:.0%} to "
         f"{kept['high']:.0%}) fire alike in both models: their activations correlate above {KEPT:g}. The SAE counts "
         f"as working where at most {FEW:.0%} do not. Damaged, below {DAMAGED:g}: {fixed['damaged']['count']}.",
+    ]
+
+
+def _survival(report: dict[str, Any]) -> list[str]:
+    """Where SAEs were trained: survival between those that share nothing, beside the most that it can be."""
+    if not report["survival"]:
+        return []
+    found, ceiling = (
+        next(row for row in report["survival"] if (row["pairing"], row["control"]) == (OTHER_INIT, is_control))
+        for is_control in (False, True)
+    )
+    said, most = (next(of for of in row["shares"] if of["threshold"] == MAIN_TAU) for row in (found, ceiling))
+    return [
+        f"Trained anew on the compressed model, SAEs find {said['mean']:.1%} of the base's features again (95% "
+        f"interval {said['low']:.1%} to {said['high']:.1%}; mutual nearest neighbours of cosine at least {MAIN_TAU:g}, "
+        f"nothing shared). Two SAEs of the base find {most['mean']:.1%} of each other's, {most['low']:.1%} to "
+        f"{most['high']:.1%}: nothing can survive better."
     ]
 
 
@@ -95,5 +113,9 @@ def _caveats(report: dict[str, Any]) -> list[str]:
         found.append(
             "SAEs that share their starting weights look more alike than what they learned: read survival by the "
             "pairing in which they share nothing, beside its ceiling."
+        )
+        found.append(
+            f"SAEs were trained on {report['training']['tokens']:,} tokens; after too few, SAEs that share nothing find "
+            "little of each other on the base already: see the ceiling."
         )
     return found

@@ -16,8 +16,16 @@ if TYPE_CHECKING:
 
 
 def compare(base: PreTrainedModel, compressed: PreTrainedModel) -> dict[str, Any]:
-    """Exact zeros and changed weights of every prunable tensor, their shares over all; and what else has changed."""
+    """Exact zeros and changed weights of every prunable tensor, their shares over all; and what else has changed.
+
+    InputError that names the first weight which only one of them has, or has in another shape.
+    """
     before, after = prunable_weights(base), prunable_weights(compressed)
+    added = next((name for name in after if name not in before), None)
+    if added is not None:
+        raise InputError(
+            f"--compressed: weight {added!r} is {list(after[added].shape)}, the base has none of that name"
+        )
     for name, weight in before.items():
         found = after[name].shape if name in after else None
         if found != weight.shape:
