@@ -115,7 +115,7 @@ def _caveats(report: dict[str, Any]) -> list[str]:
             "pairing in which they share nothing, beside its ceiling."
         )
         found.append(
-            f"SAEs were trained on {report['training']['tokens']:,} tokens; after too few, SAEs that share nothing find "
-            "little of each other on the base already: see the ceiling."
+            f"SAEs were trained on {report['training']['tokens']:,} tokens; after too few, SAEs that share nothing "
+            "find little of each other on the base already: see the ceiling."
         )
     return found
