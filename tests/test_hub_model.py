@@ -210,3 +210,32 @@ def test_what_a_hub_does_not_have_is_named_and_nothing_half_written(
     assert ended.code == 2 and len(ended.err.splitlines()) == 1, ended.err
     assert message in ended.err
     assert contents(project) == before
+
+
+def test_a_download_that_breaks_off_is_one_line_and_goes_on_when_run_again(
+    tmp_path: Path, write_params: WriteParams, study: dict[str, Any], published: Hub
+) -> None:
+    project = project_of(tmp_path, write_params, study)
+    before, cut = contents(project), min(of.name for of in published.repositories[MODEL].glob("*.safetensors"))
+    published.cut[cut] = 1000
+    try:
+        ended = run(project, published, "base tiny")
+    finally:
+        del published.cut[cut]
+    assert ended.code == 2 and len(ended.err.splitlines()) == 1, ended.err
+    assert "the download broke off" in ended.err
+    assert contents(project) == before
+    assert run(project, published, "base tiny") == Ended(0, "", "")
+
+
+def test_a_hub_that_is_down_is_one_line_with_the_command_that_fills_the_cache(
+    tmp_path: Path, write_params: WriteParams, study: dict[str, Any]
+) -> None:
+    project = project_of(tmp_path, write_params, study)
+    before, nobody = contents(project), Hub()
+    nobody.shutdown()
+    nobody.server_close()
+    ended = run(project, nobody, "base tiny")
+    assert ended.code == 2 and len(ended.err.splitlines()) == 1, ended.err
+    assert "the hub is out of reach" in ended.err and f"hf download {MODEL} --revision {REVISION}" in ended.err
+    assert contents(project) == before

@@ -16,6 +16,7 @@ __all__ = ["app", "audit", "main", "stages", "study"]
 
 def main() -> None:
     """Entry point: input errors end in one line and exit code 2."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a hub's refusal is one line, not one an attempt
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # also quietens the bars of libraries
     try:
