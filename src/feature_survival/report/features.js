@@ -218,7 +218,7 @@ function side(name, of, activations, most) {
   const tokens = of.tokens.map((text, n) => {
     const activation = activations[n] ?? 0, share = most ? activation / most : 0;
     if (!activation && n !== of.peak) return text;
-    const style = [share > 0.45 && "hot", n === of.peak && "peak"].filter(Boolean).join(" ");
+    const style = [share > 0.65 && "hot", n === of.peak && "peak"].filter(Boolean).join(" ");
     return el("span", { class: style || null, "--a": share.toFixed(2), title: sig(activation) }, text);
   });
   const value = sig(activations[of.peak] ?? 0);
