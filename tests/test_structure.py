@@ -19,6 +19,7 @@ ORDER = [
     "thresholds",
     "catalogue",
     "config",
+    "atomic",
     "artifacts",
     "progress",
     "text",
@@ -46,6 +47,8 @@ ORDER = [
     "audit",
     "report",
     "check",
+    "inputs",
+    "dvclock",
     "remotes",
     "grid",
     "quick",
@@ -53,7 +56,7 @@ ORDER = [
     "cli",
 ]
 # What numbers do not depend on but by what a stage's parameters or its base say.
-INFRASTRUCTURE = {"schema.py", "catalogue.py", "config.py", "artifacts.py", "progress.py", "hub.py"}
+INFRASTRUCTURE = {"schema.py", "catalogue.py", "config.py", "atomic.py", "artifacts.py", "progress.py", "hub.py"}
 
 
 STAGES = sorted(file.stem for file in (PACKAGE / "stages").glob("*.py") if file.stem != "__init__")

@@ -1,4 +1,4 @@
-"""The only owner of paths, and of writing: every file appears whole or not at all.
+"""The only owner of paths; readers that name the file that is missing or broken.
 
 `artifacts/<model>/base`                   weights, config, tokenizer; of a hub model its commit instead of weights, and
                                            documents and pretrained SAEs
@@ -19,13 +19,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from feature_survival.atomic import atomic_directory as atomic_directory
+from feature_survival.atomic import atomic_file as atomic_file
 from feature_survival.config import Seed
 from feature_survival.schema import InputError
 
@@ -148,62 +147,6 @@ class Place(NamedTuple):
 def released_sae(place: Place) -> Path:
     """Folder of the SAE that others published for a hub model's site."""
     return base_folder(place.root, place.model) / "saes" / place.site
-
-
-@contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `path` when the block ends without an error.
-
-    A kill inside the block leaves the old folder as it was; leftovers of earlier kills are removed first.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for aside in path.parent.glob(f".{path.name}.partial-old-*"):
-        if not path.exists():  # killed between the two renames below
-            aside.rename(path)
-    for leftover in path.parent.glob(f".{path.name}.partial-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
-    partial.mkdir()
-    try:
-        yield partial
-        for file in sorted(partial.rglob("*")):
-            if file.is_file():
-                _fsync(file)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if path.exists():  # a folder cannot be renamed over a full one: aside first, then gone
-        aside = path.parent / f".{path.name}.partial-old-{os.getpid()}"
-        path.rename(aside)
-        partial.rename(path)
-        shutil.rmtree(aside)
-    else:
-        partial.rename(path)
-    _fsync(path.parent)
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary sibling with the same suffix that replaces `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.stem}.partial-*{path.suffix}"):
-        leftover.unlink(missing_ok=True)
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        yield partial
-        _fsync(partial)
-        partial.replace(path)
-        _fsync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:

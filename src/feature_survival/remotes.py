@@ -5,44 +5,53 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import logging
 from pathlib import Path
+from typing import Any
 
 from feature_survival.schema import InputError
 
 
 def pull(root: Path, name: str | None) -> None:
-    """Ask the remote for one object dvc.lock names and that is missing here, then let `dvc pull` fetch all of them.
+    """Ask the remote for one object dvc.lock names and that is missing here, then fetch all of them, and hash each.
 
-    What is here stays as it is, recorded or not. InputError where there is no such remote, it refuses, or it lacks that
-    object (then nothing was changed), and where `dvc pull` fails later on: what arrived is in DVC's cache, and the next
-    pull goes on from there.
+    DVC by itself takes what a remote sends for what it asked for; a bit flipped there would be in the artifacts. What
+    is here stays as it is, recorded or not. InputError where there is no such remote, it refuses, or it lacks that
+    object (then nothing was changed), and where an object is missing or damaged: what arrived whole is in DVC's cache,
+    and the next pull goes on from there.
     """
-    missing = _ask(root, name)
-    if not missing:
-        print("pull: nothing is missing")
-        return
-    command = [sys.executable, "-m", "dvc", "pull", *(["--remote", name] if name else []), *missing]
-    if code := subprocess.run(command, cwd=root).returncode:
-        raise InputError(f"dvc pull ended with exit code {code}; its message is above; pull again to go on")
-
-
-def _ask(root: Path, name: str | None) -> list[str]:
-    """Look up the first missing output on the remote, by DVC's own file system for it. Returns all missing ones."""
+    from dvc.exceptions import CheckoutError
     from dvc.repo import Repo
+    from dvc.utils.humanize import get_summary
 
-    label = f"remote {name!r}" if name else "the default remote"
+    for library in ("dvc", "dvc_data", "dvc_objects"):  # they report what is raised here too
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    label, advice = f"remote {name!r}" if name else "the default remote", "nothing was changed"
     try:
         with Repo(str(root)) as repo:
-            label = f"remote {name or repo.config['core'].get('remote')!r}"
-            store = repo.cloud.get_remote_odb(name, "pull")
-            pushed = [out for out in repo.index.outs if out.use_cache and out.hash_info]
-            missing = [out for out in pushed if not Path(out.fs_path).exists()]
-            if missing:
-                store.fs.info(store.oid_to_path(missing[0].hash_info.value))
-            return [str(out) for out in missing]
+            name = name or repo.config["core"].get("remote")
+            label = f"remote {name!r}"
+            missing = _ask(repo, name)
+        if not missing:
+            print("pull: nothing is missing")
+            return
+        advice = "pull again to go on"
+        with Repo(str(root), config={"remote": {name: {"verify": True}}}) as repo:
+            stats = repo.pull(targets=missing, remote=name)["stats"]
+    except CheckoutError as error:
+        lacking = ", ".join(error.target_infos)
+        raise InputError(f"{label}: missing there, or not the bytes dvc.lock names: {lacking}; {advice}") from None
     except Exception as error:  # each kind of remote has its own
         reason = error.__cause__ or error
-        first = (str(reason) or type(reason).__name__).splitlines()[0]
-        raise InputError(f"{label}: {first}; nothing was changed") from None
+        raise InputError(f"{label}: {(str(reason) or type(reason).__name__).splitlines()[0]}; {advice}") from None
+    print(f"pull: {get_summary(stats.items())}")
+
+
+def _ask(repo: Any, name: str | None) -> list[str]:
+    """Look up the first missing output on the remote, by DVC's own file system for it. Returns all missing ones."""
+    store = repo.cloud.get_remote_odb(name, "pull")
+    pushed = [out for out in repo.index.outs if out.use_cache and out.hash_info]
+    missing = [out for out in pushed if not Path(out.fs_path).exists()]
+    if missing:
+        store.fs.info(store.oid_to_path(missing[0].hash_info.value))
+    return [out.fs_path for out in missing]

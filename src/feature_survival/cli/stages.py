@@ -11,7 +11,9 @@ from typing import Annotated
 import typer
 
 from feature_survival.cli.app import ROOT, app, settings
+from feature_survival.dvclock import keep as keep_lock
 from feature_survival.figures import FIGURES, draw
+from feature_survival.inputs import unchanged
 from feature_survival.launch import run_stage, uncollected
 from feature_survival.timeline import record
 
@@ -26,7 +28,9 @@ def _stage(command: Callable[..., None]) -> Callable[..., None]:
     @app.command()
     @wraps(command)
     def timed(*positional: object, **named: object) -> None:
-        command(*positional, **named)
+        keep_lock(ROOT)
+        with unchanged(ROOT, command.__name__, named):
+            command(*positional, **named)
         record(ROOT, " ".join(sys.argv[1:]), STARTED)
 
     return timed

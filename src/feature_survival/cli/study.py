@@ -12,11 +12,20 @@ from feature_survival.cli.app import ROOT, app, settings
 
 
 @app.command()
-def check() -> None:
-    """Check params.yaml and claims.yaml, and name what the grid holds; changes nothing."""
+def check(
+    artifacts: Annotated[
+        bool, typer.Option("--artifacts", help="and hash every artifact: a flipped bit is named")
+    ] = False,
+) -> None:
+    """Check params.yaml and claims.yaml, and name what the grid holds; mends a dvc.lock that a kill cut off."""
     from feature_survival.check import check
+    from feature_survival.dvclock import check_bytes, mend
 
     typer.echo(check(settings(), ROOT))
+    if mended := mend(ROOT):
+        typer.echo(mended)
+    if artifacts:
+        typer.echo(check_bytes(ROOT))
 
 
 @app.command()

@@ -198,6 +198,8 @@ class _Grid:
                 self.book.record(stage)
                 self._say(f"{stage.addressing:44} {ended.end - ended.start:7.1f} s on worker {ended.worker}")
                 self._settle(stage)
+        except InputError as error:
+            self._fail(stage, 2, str(error))
         except DvcException as error:
             self._fail(stage, 1, str(error).splitlines()[0])
 

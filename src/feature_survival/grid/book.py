@@ -38,6 +38,7 @@ class Book:
         self.recorded: set[Any] = set()
         self.lock, self.journal = self.root / "dvc.lock", self.root / FOLDER / "journal.jsonl"
         self.before: dict[Any, list[tuple[int, int] | None]] = {}
+        self.read: dict[Any, dict[str, Any]] = {}
         self._read_journal()
 
     def _state(self) -> str:
@@ -103,6 +104,7 @@ class Book:
             self.record(stage)
             return False
         self.before[stage] = self._outputs(stage)
+        self.read[stage] = self._inputs(stage)
         return True
 
     def _restore(self, stage: Any) -> bool:
@@ -126,6 +128,19 @@ class Book:
         cached.checkout()
         return True
 
+    def _inputs(self, stage: Any) -> dict[str, Any]:
+        """What `record` will note of each dependency; of parameters, every key with its value."""
+        from dvc.dependency import ParamsDependency
+
+        found: dict[str, Any] = {}
+        for dep in stage.deps:
+            value = dep.get_hash().value if dep.exists else None
+            if isinstance(dep, ParamsDependency):
+                found |= {f"{dep}: {key}": of for key, of in (value or {}).items()}
+            else:
+                found[str(dep)] = value
+        return found
+
     def _outputs(self, stage: Any) -> list[tuple[int, int] | None]:
         """What tells a file or folder from the one that replaces it."""
         paths = [Path(out.fs_path) for out in stage.outs]
@@ -138,9 +153,16 @@ class Book:
         return ", ".join(str(out) for out, before, after in pairs if after is None or after == before)
 
     def record(self, stage: Any) -> None:
-        """Hash and cache a stage's outputs, and note in the journal what dvc.lock is to say."""
+        """Hash and cache a stage's outputs, and note in the journal what dvc.lock is to say.
+
+        InputError where an input was changed since it was found stale: the result may be of the old one.
+        """
         from dvc.stage.serialize import to_lockfile
 
+        if before := self.read.pop(stage, {}):
+            for name, value in self._inputs(stage).items():
+                if before.get(name) != value:
+                    raise InputError(f"{name} was changed while it ran; its result is not recorded, run it again")
         stage.save(run_cache=all(out.use_cache for out in stage.outs))
         stage.commit()
         with self.journal.open("a") as journal:
