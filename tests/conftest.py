@@ -303,3 +303,36 @@ def project(tmp_path: Path, write_params: WriteParams, _trained: Callable[[Path,
     folder = tmp_path / "project"
     _trained(folder, write_params)
     return folder
+
+
+@pytest.fixture(scope="session")
+def fresh(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_params: WriteParams,
+    _trained: Callable[[Path, WriteParams], None],
+) -> Callable[[str], Path]:
+    """Make a project under DVC, of our stages up to `cache`, of which only the base model is there and recorded."""
+    import pipeline
+
+    top = tmp_path_factory.mktemp("grid")
+    template = top / "template"
+
+    def make(name: str) -> Path:
+        if not template.exists():
+            _trained(template, write_params)
+            write_params(template, pipeline.STUDY)
+            pipeline.lay_out(template, pipeline.STAGES)
+            pipeline.dvc(template, "commit", "--force", "base")
+        return shutil.copytree(template, top / name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def serial(fresh: Callable[[str], Path]) -> Path:
+    """The project as `dvc repro` leaves it."""
+    import pipeline
+
+    folder = fresh("serial")
+    pipeline.dvc(folder, "repro")
+    return folder

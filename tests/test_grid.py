@@ -7,36 +7,23 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
-from conftest import TINY_STUDY, TOP, contents
+from conftest import TOP
 from distributed import LocalCluster
+from pipeline import ENVIRONMENT, STUDY, dvc, outcome, run
 from ruamel.yaml import YAML
 
 from feature_survival.artifacts import timeline
 from feature_survival.grid import _client as grid_client
 from feature_survival.grid import _devices as grid_devices
 
-PROGRAMS = Path(sys.executable).parent
-ENVIRONMENT = {
-    **os.environ,
-    "CUDA_VISIBLE_DEVICES": "",
-    "DVC_NO_ANALYTICS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
-    "TQDM_DISABLE": "1",
-}
-STAGES = ("base", "prune", "cache")
 CACHES = [f"cache@tiny-{condition}" for condition in ("dense", "wanda-50")]
-STUDY = {**TINY_STUDY, "study.conditions": ["dense", "wanda-50"], "report.conditions": ["wanda-50"]}
 RUN = sorted(["prune@tiny", *CACHES])
 
 
@@ -45,9 +32,7 @@ def command(options: tuple[str, ...]) -> list[str]:
 
 
 def grid(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(options), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
-    )
+    return run(folder, *command(options))
 
 
 @contextmanager
@@ -98,53 +83,9 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert psutil.wait_procs(processes, timeout=20)[1] == []
 
 
-def dvc(folder: Path, *words: str) -> str:
-    ended = subprocess.run(["dvc", *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
-
-
 def ran(lines: list[str]) -> list[str]:
     """The stages that a grid says were run to their end and recorded."""
     return sorted(line.split()[0] for line in lines if " s on worker " in line)
-
-
-def outcome(folder: Path) -> dict[str, bytes]:
-    """What a grid leaves: artifacts and dvc.lock, not its time line."""
-    left = {f"artifacts/{name}": content for name, content in contents(folder / "artifacts").items()}
-    left.pop(str(timeline(Path())), None)
-    return {**left, "dvc.lock": (folder / "dvc.lock").read_bytes()}
-
-
-@pytest.fixture(scope="session")
-def fresh(tmp_path_factory, write_params, _trained) -> Callable[[str], Path]:
-    """Make a project of which only the base model is there and recorded."""
-    top = tmp_path_factory.mktemp("grid")
-    template = top / "template"
-
-    def make(name: str) -> Path:
-        if not template.exists():
-            _trained(template, write_params)
-            write_params(template, STUDY)
-            pipeline = YAML(typ="safe").load(TOP / "dvc.yaml")
-            YAML().dump({"stages": {name: pipeline["stages"][name] for name in STAGES}}, template / "dvc.yaml")
-            shutil.copytree(TOP / "src", template / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-            for file in (".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
-                (template / file).parent.mkdir(exist_ok=True)
-                shutil.copy(TOP / file, template / file)
-            subprocess.run(["git", "init", "--quiet"], cwd=template, check=True)
-            dvc(template, "commit", "--force", "base")
-        return shutil.copytree(template, top / name)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def serial(fresh) -> Path:
-    """The project as `dvc repro` leaves it."""
-    folder = fresh("serial")
-    dvc(folder, "repro")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,7 @@ def _replace(path: Path, partial: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+        shutil.rmtree(aside, ignore_errors=True)  # where another process was quicker the last time round
         with suppress(FileNotFoundError):  # another process has just put it aside
             path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)

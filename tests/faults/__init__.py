@@ -1,0 +1,1 @@
+"""Fault drills: what is killed, starved, flipped or edited loses nothing and is named."""

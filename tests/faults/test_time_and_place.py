@@ -1,0 +1,95 @@
+"""Clock, locale, a checkout that nobody may write: the same bytes, or one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pipeline
+import pytest
+
+from .conftest import COMMANDS, FULL, Tried, stages
+
+SOME = [
+    *("prune tiny", "cache tiny wanda-50", "sae tiny wanda-50", "metrics tiny wanda-50"),
+    *("summarize", "figure survival", "tables", "claims"),
+]
+FAR = {
+    "TZ": "Pacific/Apia",
+    "SOURCE_DATE_EPOCH": "1",
+    "LC_ALL": "C",
+    "LANG": "",
+    "PYTHONUTF8": "0",
+    "PYTHONCOERCECLOCALE": "0",
+    "PYTHONHASHSEED": "7",
+}
+
+
+def locales() -> list[str]:
+    """Those here that write numbers or letters in another way."""
+    listed = subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout.split()
+    return [name for name in listed if name.lower().startswith(("tr_tr.utf", "de_de.utf"))]
+
+
+@pytest.mark.parametrize("locale", ["C", *(locales() if FULL else [])])
+def test_clock_and_locale_leave_every_byte_as_it_was(finished: Path, tmp_path: Path, tried: Tried, locale: str) -> None:
+    """The clock is decades ahead and runs backwards; Python is told not to repair the C locale."""
+    folder = Path(shutil.copytree(finished, tmp_path / "project"))
+    for ended in stages(folder, "clock", COMMANDS if FULL else SOME, **{**FAR, "LC_ALL": locale}):
+        assert ended["code"] == 0 and ended["untouched"], ended
+    tried("clock decades ahead and running backwards, locale, time zone", 1, "same bytes")
+
+
+def test_times_of_files_in_the_past_and_the_future_make_nothing_stale(
+    serial: Path, tmp_path: Path, tried: Tried
+) -> None:
+    folder = Path(shutil.copytree(serial, tmp_path / "project"))
+    for number, path in enumerate(sorted((folder / "artifacts").rglob("*"))):
+        os.utime(path, (number % 2 * 4_000_000_000, number % 2 * 4_000_000_000))
+    assert "Running stage" not in pipeline.dvc(folder, "repro")
+    tried("times of files in 1970 and 2096", 1, "nothing is run again")
+
+
+SOMEBODY = 65534
+WRITING = ["prune tiny", "figure survival", "claims"]
+READING = [["check"], ["verdicts"], ["plan"], ["figure", "--help"]]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else, and nothing is read-only to root")
+def test_a_checkout_that_may_not_be_written_is_one_line_and_can_still_be_read(
+    finished: Path, tmp_path: Path, tried: Tried
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "project"))
+    before = pipeline.contents(folder)
+    for place in [folder, *folder.parents][:-1]:  # others may get there; they write nowhere
+        place.chmod(place.stat().st_mode | 0o005)
+    subprocess.run(["chmod", "-R", "a-w,a+rX", str(folder)], check=True)
+    home = tmp_path / "home"
+    home.mkdir(mode=0o777)
+
+    def as_somebody(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["feature-survival", *words],
+            cwd=folder,
+            env={**pipeline.ENVIRONMENT, "HOME": str(home), "MPLCONFIGDIR": str(home)},
+            user=SOMEBODY,
+            group=SOMEBODY,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+        )
+
+    if as_somebody("--help").returncode != 0:
+        pytest.skip("the environment itself is closed to others")
+    for command in WRITING:
+        ended = as_somebody(*command.split())
+        assert ended.returncode == 2, ended
+        assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended.stderr
+        assert "Permission denied" in ended.stderr or "Read-only" in ended.stderr, ended.stderr
+    for words in READING:
+        ended = as_somebody(*words)
+        assert ended.returncode == 0 and ended.stdout, ended
+    assert pipeline.contents(folder) == before
+    tried("read-only checkout", len(WRITING) + len(READING), "one line where it writes; what reads works")
