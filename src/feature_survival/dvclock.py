@@ -50,7 +50,8 @@ def mend(root: Path) -> str:
     if not lock.exists():
         return ""
     try:
-        if "stages" in YAML(typ="safe").load(lock.read_text(encoding="utf-8")):
+        text = lock.read_text(encoding="utf-8")
+        if text.endswith("\n") and "stages" in YAML(typ="safe").load(text):
             return ""
     except (YAMLError, TypeError, UnicodeDecodeError):
         pass

@@ -27,7 +27,16 @@ def unchanged(root: Path, stage: str, items: Mapping[str, object]) -> Iterator[N
     yield
     for name, value in _inputs(root, stage, items):
         if before.get(name) != value:
+            name = ".".join([name, *_first_difference(before.get(name), value)])
             raise InputError(f"{name} was changed while stage {stage} ran; its result is not recorded, run it again")
+
+
+def _first_difference(one: Any, other: Any) -> list[str]:
+    """The keys that lead to it, where both are sections."""
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return []
+    key = next(key for key in [*one, *other] if one.get(key) != other.get(key))
+    return [str(key), *_first_difference(one.get(key), other.get(key))]
 
 
 def _inputs(root: Path, stage: str, items: Mapping[str, object]) -> Iterator[tuple[str, object]]:

@@ -100,7 +100,7 @@ def replace(folder: Path, name: str, text: str) -> None:
 
 
 EDITS = {
-    "params.yaml: sae": lambda top: YAML().dump({**PARAMS, "sae": {"k": 5}}, top / "params.yaml"),
+    "params.yaml: sae.k": lambda top: YAML().dump({**PARAMS, "sae": {"k": 5}}, top / "params.yaml"),
     "params.yaml: models.a.sites.mlp": lambda top: YAML().dump({**PARAMS, "models": {}}, top / "params.yaml"),
     "src/one.py": lambda top: (top / "src/one.py").write_text("x = 2"),
     "data/a.txt": lambda top: replace(top, "data/a.txt", "a"),
