@@ -262,6 +262,14 @@ class Ended(NamedTuple):
     err: str
 
 
+def assert_refused(ended: Ended, message: str) -> None:
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert message in ended.err
+    assert ended.err.count("\n") == 1
+    assert ended.out == ""
+
+
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ended]]:
     """Run `feature-survival` in this process, in a folder. Anything but an InputError propagates."""

@@ -1,4 +1,4 @@
-"""The reader of params.yaml. Its refusals of single values are a table in test_cli."""
+"""The reader of params.yaml. Its refusals of single values are a table in faults/test_bad_configurations."""
 
 from __future__ import annotations
 

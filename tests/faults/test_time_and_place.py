@@ -12,10 +12,7 @@ import pytest
 
 from .conftest import COMMANDS, FULL, Tried, stages
 
-SOME = [
-    *("prune tiny", "cache tiny wanda-50", "sae tiny wanda-50", "metrics tiny wanda-50"),
-    *("summarize", "figure survival", "tables", "claims"),
-]
+SOME = ["prune tiny", "sae tiny wanda-50", "metrics tiny wanda-50", "figure survival", "tables", "claims"]
 FAR = {
     "TZ": "Pacific/Apia",
     "SOURCE_DATE_EPOCH": "1",
@@ -52,8 +49,8 @@ def test_times_of_files_in_the_past_and_the_future_make_nothing_stale(
     tried("times of files in 1970 and 2096", 1, "nothing is run again")
 
 
-WRITING = ["prune tiny", "figure survival", "claims"]
-READING = [["check"], ["verdicts"], ["plan"], ["figure", "--help"]]
+WRITING = ["prune tiny", *(["figure survival", "claims", "report"] if FULL else [])]
+READING = [["verdicts"], *([["check"], ["plan"], ["figure", "--help"]] if FULL else [])]
 BOUND = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # root, whom permissions then bind
 
 
