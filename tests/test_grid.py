@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from conftest import TOP
+from conftest import TOP, contents
 from distributed import LocalCluster
 from pipeline import ENVIRONMENT, STUDY, dvc, outcome, run
 from ruamel.yaml import YAML
