@@ -32,7 +32,7 @@ WRITTEN = ("artifacts", "results", "paper_figures")
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command in a project, as a user would type it."""
     return subprocess.run(
-        words, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=300, check=False
+        words, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=900, check=False
     )
 
 

@@ -27,6 +27,7 @@ COMMANDS = [
     "variants tiny resid_post",
     "variants tiny attention",
     "contexts tiny wanda-50",
+    "release tiny dense",
     "summarize",
     "figure all",
     "tables",

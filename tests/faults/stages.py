@@ -25,6 +25,7 @@ OUTPUTS = {
     "metrics": ["artifacts/metrics/{0}/{1}"],
     "variants": ["artifacts/{0}/variants/{1}", "artifacts/variants/{0}/{1}"],
     "contexts": ["artifacts/contexts/{0}"],
+    "release": ["artifacts/saes/{0}/{1}"],
     "summarize": ["results"],
     "figure": ["paper_figures"],
     "tables": ["paper_figures"],

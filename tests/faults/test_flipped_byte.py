@@ -20,11 +20,13 @@ FILES = {
     "masks": "artifacts/tiny/prune/wanda-50/weights.safetensors",
     "activation shards": "artifacts/tiny/dense/cache/sae-00000.safetensors",
     "SAE": "artifacts/tiny/dense/sae/init0-data0/sae_weights.safetensors",
+    "released SAE": "artifacts/saes/tiny/dense/init0-data0/sae_weights.safetensors",
     "metrics.json": "artifacts/metrics/tiny/wanda-50/metrics.json",
     "features.parquet": "artifacts/metrics/tiny/dense/features.parquet",
     "table": "results/survival.csv",
 }
-UNCACHED = "artifacts/tiny/dense/cache"  # DVC keeps one hash of the folder
+# What is not pushed has one hash in dvc.lock, of the folder.
+UNCACHED = ("artifacts/tiny/prune", "artifacts/tiny/dense/cache", "artifacts/tiny/dense/sae")
 
 
 def flip(path: Path) -> None:
@@ -45,7 +47,8 @@ def test_every_flipped_file_is_named_and_whole_again_once_deleted(recorded: Path
     assert damaged(folder) == []
     for path in FILES.values():
         flip(folder / path)
-    assert damaged(folder) == sorted(UNCACHED if path.startswith(UNCACHED) else path for path in FILES.values())
+    named = {next((top for top in UNCACHED if path.startswith(top)), path) for path in FILES.values()}
+    assert damaged(folder) == sorted(named)
     with pytest.raises(InputError) as refused:
         check_bytes(folder)
     assert str(refused.value).startswith("artifacts/metrics/tiny/dense/features.parquet: not the bytes that dvc.lock n")
@@ -74,14 +77,14 @@ def test_an_object_damaged_in_the_store_is_refused_and_its_artifact_named(
 ) -> None:
     folder = tmp_path / "clone"
     assert pipeline.run(tmp_path, "git", "clone", "--quiet", str(recorded), "clone").returncode == 0
-    listing = in_store(folder, "prune@tiny")
+    listing = in_store(folder, "base@tiny")
     entries = YAML(typ="safe").load(listing)
-    (value,) = (one["md5"] for one in entries if one["relpath"] == "wanda-50/weights.safetensors")
+    (value,) = (one["md5"] for one in entries if one["relpath"] == "model.safetensors")
     flip(listing if what == "list" else listing.parent.parent / value[:2] / value[2:])
     ended = pipeline.run(folder, program, "pull", DVC_SITE_CACHE_DIR=str(tmp_path / "state"))
     assert ended.returncode == (1 if program == "dvc" else 2)
-    assert not (folder / "artifacts/tiny/prune/wanda-50/weights.safetensors").exists()
-    assert "artifacts/tiny/prune" in ended.stderr or what == "list"
+    assert not (folder / FILES["base weights"]).exists()
+    assert "artifacts/tiny/base" in ended.stderr or what == "list"
     if program == "feature-survival":
         assert ended.stderr.startswith("error: remote 'bundled': ") and ended.stderr.count("\n") == 1, ended.stderr
     tried("a flipped bit in the store", 1, "refused by the pull, which names the artifact")
