@@ -38,6 +38,7 @@ ORDER = [
     "metrics",
     "summarize",
     "figures",
+    "environment",
     "timeline",
     "tables",
     "claims",
@@ -49,6 +50,7 @@ ORDER = [
     "remotes",
     "grid",
     "quick",
+    "verify",
     "launch",
     "cli",
 ]

@@ -1,0 +1,101 @@
+"""What verify says: metrics that drifted, claims, why; on a terminal's width, or 160 columns."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from feature_survival.verify.claims import AGREES, DIFFERS, Held
+from feature_survival.verify.compare import SAME
+from feature_survival.verify.tolerance import FACTOR, FAR, RARE, ROUNDING
+
+SHOWN = 20  # differences that are spelt out
+
+
+def console() -> Console:
+    """Where tables go."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def metrics(judged: pd.DataFrame) -> Table:
+    """A row a metric that drifted; how many did not is in the caption."""
+    table = Table(
+        "metric",
+        "numbers",
+        "identical",
+        "largest drift",
+        "of tolerance",
+        "tolerance there",
+        "derived from",
+        "verdict",
+        title="Recomputed numbers that are not the published ones to the last digit",
+        title_justify="left",
+    )
+    drifted = judged[judged["drift"] > 0]
+    for (name, column, by), rows in drifted.groupby(["table", "column", "by"], sort=False):
+        of_metric = (judged["table"] == name) & (judged["column"] == column) & (judged["by"] == by)
+        worst = rows.iloc[int(rows["drift"].argmax())]
+        derived = f"{FACTOR:g} x {worst['spread']:.3g} between {by}" if worst["spread"] else f"{ROUNDING:g} of it"
+        table.add_row(
+            f"{name}.{column}",
+            str(of_metric.sum()),
+            str(of_metric.sum() - len(rows)),
+            f"{abs(worst['published'] - worst['recomputed']):.3g}",
+            _drift(worst["drift"]),
+            f"{worst['tolerance']:.3g}",
+            "must be identical" if by == SAME else derived,
+            "DIFFERS" if rows["real"].any() else "within",
+        )
+    table.caption = (
+        f"Tolerance: {FACTOR:g} times the root mean square by which runs of other seeds differ (results/spread.csv), "
+        f"at least {ROUNDING:g} of the number. Between models {RARE:.0%} of a metric's numbers may lie up to "
+        f"{FAR:g} times beyond it."
+    )
+    return table
+
+
+def claims(held: list[Held]) -> Table:
+    """A row a test whose numbers changed."""
+    table = Table("claim", "published", "recomputed", "bound", "verdict", title="Claims", title_justify="left")
+    for one in held:
+        if one.published != one.recomputed:
+            table.add_row(one.name, _found(one.published), _found(one.recomputed), f"{one.bound:g}", one.state)
+    return table
+
+
+def _found(found: dict[str, object]) -> str:
+    return f"{found['verdict']} ({found['here']})" if found else "-"
+
+
+def _drift(drift: float) -> str:
+    return "one side lacks it" if math.isinf(drift) else f"{drift:.2g}"
+
+
+def differences(judged: pd.DataFrame, held: list[Held]) -> list[str]:
+    """A line each real difference, the first SHOWN of them and how many more."""
+    found = [
+        f"results/{row.table}.csv: {row.row}: {row.column}: published {row.published:g}, recomputed "
+        f"{row.recomputed:g}, tolerance {row.tolerance:.3g}"
+        for row in judged[judged["real"]].sort_values("drift", ascending=False, kind="stable").itertuples()
+    ]
+    found += [
+        f"results/claims.json: {one.name}: published {_found(one.published)}, recomputed {_found(one.recomputed)}"
+        for one in held
+        if one.state == DIFFERS
+    ]
+    more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return found[:SHOWN] + more
+
+
+def summary(judged: pd.DataFrame, held: list[Held], what: str) -> str:
+    """The last line where nothing really differs."""
+    metrics = judged[["table", "column"]].drop_duplicates()
+    largest = judged["drift"].replace(math.inf, math.nan).max()
+    near = sum(one.state not in (AGREES, DIFFERS) for one in held)
+    drift = "all identical" if not largest else f"largest drift {largest:.2g} of its tolerance"
+    said = f"{len(judged)} numbers of {len(metrics)} metrics, {what}, {drift}; {len(held)} verdicts the same"
+    return f"verified: {said}" + (f" but for {near} near their bounds" if near else "")
