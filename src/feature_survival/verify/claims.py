@@ -9,7 +9,7 @@ import pandas as pd
 
 from feature_survival.artifacts import read_json
 from feature_survival.claims import Claim, Test, load
-from feature_survival.verify.tolerance import FACTOR
+from feature_survival.verify.tolerance import FACTORS
 
 AGREES, NEAR, DIFFERS = "same", "near its bound", "differs"
 
@@ -71,11 +71,15 @@ def _state(
     for found in (one, other):
         if found["low"] is not None and found["high"] is not None and found["low"] <= bound <= found["high"]:
             return NEAR
-    far = FACTOR * _spread(test, spread)
-    return NEAR if min(abs(one["value"] - bound), abs(other["value"] - bound)) <= far else DIFFERS
+    nearest = min(abs(found["value"] - bound) for found in (one, other))
+    return NEAR if nearest <= _tolerance(test, spread) else DIFFERS
 
 
-def _spread(test: Test, spread: pd.DataFrame) -> float:
+def _tolerance(test: Test, spread: pd.DataFrame) -> float:
     """That of the column a test measures; none where it measures a share, or more than a column."""
-    found = spread[(spread["table"] == test.table) & (spread["column"] == test.measure)]["spread"]
-    return 0.0 if found.empty or test.summary == "share" else float(found.max())
+    found = spread[(spread["table"] == test.table) & (spread["column"] == test.measure)]
+    return (
+        0.0
+        if found.empty or test.summary == "share"
+        else float((found["between"].map(FACTORS) * found["spread"]).max())
+    )

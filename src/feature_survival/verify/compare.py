@@ -56,11 +56,10 @@ def align(name: str, published: pd.DataFrame, recomputed: pd.DataFrame, again: A
             "by": [again.differ_by(_made_of(name, row), row["model"]) for row in rows],
         }
     )
-    numbers = [
-        str(name) for name in published if name not in keys and not pd.api.types.is_bool_dtype(published[name])
-    ]
+    numbers = [str(name) for name in published if name not in keys and not pd.api.types.is_bool_dtype(published[name])]
     frames = [
-        described.assign(column=number, published=both[number], recomputed=both[f"{number} again"]) for number in numbers
+        described.assign(column=number, published=both[number], recomputed=both[f"{number} again"])
+        for number in numbers
     ]
     aligned = pd.concat(frames, ignore_index=True)
     if again.changed:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_survival.verify.claims import AGREES, DIFFERS, Held
-from feature_survival.verify.compare import SAME
-from feature_survival.verify.tolerance import FACTOR, FAR, RARE, ROUNDING
+from feature_survival.verify.compare import MODELS, SAME, SEEDS
+from feature_survival.verify.tolerance import FACTORS, FAR, RARE, ROUNDING
 
 SHOWN = 20  # differences that are spelt out
 
@@ -39,7 +39,7 @@ def metrics(judged: pd.DataFrame) -> Table:
     for (name, column, by), rows in drifted.groupby(["table", "column", "by"], sort=False):
         of_metric = (judged["table"] == name) & (judged["column"] == column) & (judged["by"] == by)
         worst = rows.iloc[int(rows["drift"].argmax())]
-        derived = f"{FACTOR:g} x {worst['spread']:.3g} between {by}" if worst["spread"] else f"{ROUNDING:g} of it"
+        derived = f"{FACTORS[by]:g} x {worst['spread']:.3g} between {by}" if worst["spread"] else f"{ROUNDING:g} of it"
         table.add_row(
             f"{name}.{column}",
             str(of_metric.sum()),
@@ -51,9 +51,9 @@ def metrics(judged: pd.DataFrame) -> Table:
             "DIFFERS" if rows["real"].any() else "within",
         )
     table.caption = (
-        f"Tolerance: {FACTOR:g} times the root mean square by which runs of other seeds differ (results/spread.csv), "
-        f"at least {ROUNDING:g} of the number. Between models {RARE:.0%} of a metric's numbers may lie up to "
-        f"{FAR:g} times beyond it."
+        f"Tolerance: {FACTORS[SEEDS]:g} times the root mean square by which runs with SAEs of other seeds differ, "
+        f"{FACTORS[MODELS]:g} times that of runs with other models (results/spread.csv), "
+        f"at least {ROUNDING:g} of the number. {RARE:.0%} of a metric's numbers may lie beyond it, up to {FAR:g} times."
     )
     return table
 
