@@ -205,12 +205,16 @@ def test_what_is_published_is_computed_again_byte_for_byte(scratch):
         "prune@nano-llama3",
         "variants@nano-llama3-resid_post",
     }
-    assert last.startswith("verified: ") and "in 1 place computed again, all identical;" in last
+    assert (
+        last.startswith("verified: ")
+        and " metrics in 1 place, computed again, and " in last
+        and "all identical; " in last
+    )
     assert digests(scratch / "results") == before and not (scratch / ".verify").exists()
 
 
 def test_numbers_that_seeds_do_not_explain_are_named_with_what_was_changed(scratch):
-    with changed(scratch / "params.yaml", "splice_windows: 16\n", "splice_windows: 8\n"):
+    with changed(scratch / "params.yaml", "splice_windows: 16 ", "splice_windows: 8 "):
         assert load(scratch / "params.yaml").metrics.splice_windows == 8
         done = program(scratch, "feature-survival", "verify", "nano-llama3-wanda-50")
     assert done.returncode == 1, done.stdout + done.stderr

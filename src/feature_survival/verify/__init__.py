@@ -142,4 +142,4 @@ def _count(chosen: Chosen, params: Params) -> str:
         cells = len(params.study.models) * len(params.study.conditions)
         places = len(params.variants.models) * len(params.variants.sites)
     parts = [f"{cells} cell{'s' * (cells > 1)}"] * bool(cells) + [f"{places} place{'s' * (places > 1)}"] * bool(places)
-    return " and ".join(parts) + " computed again"
+    return " and ".join(parts)

@@ -38,10 +38,11 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def align(name: str, published: pd.DataFrame, recomputed: pd.DataFrame, again: Again) -> pd.DataFrame:
-    """One row a number: table, row, question, column, published, recomputed, present, by.
+    """One row a number: table, row, question, column, published, recomputed, present, anew, by.
 
     row: its keys as text. question: the keys but for those of which a question has many. present: whether both sides
-    have the row. by: SAME, SEEDS, MODELS or MIXED. Columns of true and false follow from numbers, and are left out.
+    have the row. anew: whether all it is made of was computed again. by: SAME, SEEDS, MODELS or MIXED. Columns of true
+    and false follow from numbers, and are left out.
     """
     keys, recomputed = _keys(published), recomputed.reindex(columns=published.columns)
     sides = [_named(table, keys) for table in (published, recomputed)]
@@ -53,6 +54,7 @@ def align(name: str, published: pd.DataFrame, recomputed: pd.DataFrame, again: A
             "row": [_joined(row, keys) for row in rows],
             "question": [_joined(row, [key for key in keys if key not in REPEATED]) for row in rows],
             "present": both["_merge"] == "both",
+            "anew": [_made_of(name, row) <= again.recomputed for row in rows],
             "by": [again.differ_by(_made_of(name, row), row["model"]) for row in rows],
         }
     )

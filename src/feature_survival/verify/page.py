@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from feature_survival.verify.claims import AGREES, DIFFERS, Held
+from feature_survival.verify.claims import DIFFERS, NEAR, Held
 from feature_survival.verify.compare import MODELS, SAME, SEEDS
 from feature_survival.verify.tolerance import FACTORS, FAR, RARE, ROUNDING
 
@@ -39,7 +39,9 @@ def metrics(judged: pd.DataFrame) -> Table:
     for (name, column, by), rows in drifted.groupby(["table", "column", "by"], sort=False):
         of_metric = (judged["table"] == name) & (judged["column"] == column) & (judged["by"] == by)
         worst = rows.iloc[int(rows["drift"].argmax())]
-        derived = f"{FACTORS[by]:g} x {worst['spread']:.3g} between {by}" if worst["spread"] else f"{ROUNDING:g} of it"
+        derived = (
+            f"{FACTORS[str(by)]:g} x {worst['spread']:.3g} between {by}" if worst["spread"] else f"{ROUNDING:g} of it"
+        )
         table.add_row(
             f"{name}.{column}",
             str(of_metric.sum()),
@@ -93,9 +95,13 @@ def differences(judged: pd.DataFrame, held: list[Held]) -> list[str]:
 
 def summary(judged: pd.DataFrame, held: list[Held], what: str) -> str:
     """The last line where nothing really differs."""
-    metrics = judged[["table", "column"]].drop_duplicates()
-    largest = judged["drift"].replace(math.inf, math.nan).max()
-    near = sum(one.state not in (AGREES, DIFFERS) for one in held)
-    drift = "all identical" if not largest else f"largest drift {largest:.2g} of its tolerance"
-    said = f"{len(judged)} numbers of {len(metrics)} metrics, {what}, {drift}; {len(held)} verdicts the same"
-    return f"verified: {said}" + (f" but for {near} near their bounds" if near else "")
+    anew = judged[judged["anew"]]
+    metrics = anew[["table", "column"]].drop_duplicates()
+    largest = judged["drift"].max()
+    near = sum(one.state == NEAR for one in held)
+    drift = f"largest drift {largest:.2g} of its tolerance" if largest else "all identical"
+    verdicts = f"{len(held) - near} of {len(held)} verdicts the same" + (f", {near} near their bounds" if near else "")
+    return (
+        f"verified: {len(anew)} numbers of {len(metrics)} metrics in {what} computed again, "
+        f"{len(judged) - len(anew)} gathered again: {drift}; {verdicts}"
+    )
