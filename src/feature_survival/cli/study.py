@@ -126,7 +126,7 @@ def verify(
         list[str] | None,
         typer.Argument(help="model-condition or model-site, e.g. mini-llama3-wanda-50; else everything"),
     ] = None,
-    workers: Annotated[int, typer.Option(help="processes, where everything is computed again")] = 2,
+    workers: Annotated[int | None, typer.Option(help="as of grid, where everything is computed again")] = None,
     spread: Annotated[
         bool, typer.Option("--spread", help="measure how far other seeds move each number: results/spread.csv")
     ] = False,

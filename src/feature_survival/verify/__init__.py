@@ -26,7 +26,7 @@ from feature_survival.verify.tolerance import judge, measure, read_spread, write
 SCRATCH = ".verify"
 
 
-def run(params: Params, root: Path, names: list[str], workers: int) -> int:
+def run(params: Params, root: Path, names: list[str], workers: int | None) -> int:
     """Verify what was named, or everything; returns 1 where something really differs, else 0.
 
     InputError for an unknown name, for what is not there to be compared with, and where a stage fails.
@@ -61,7 +61,7 @@ def run(params: Params, root: Path, names: list[str], workers: int) -> int:
     return 0
 
 
-def measure_spread(params: Params, root: Path, names: list[str], workers: int) -> Path:
+def measure_spread(params: Params, root: Path, names: list[str], workers: int | None) -> Path:
     """Measure how far other seeds move each number, and write results/spread.csv.
 
     Cells and places named are computed with SAEs of other seeds; nothing named: everything, with models of other seeds.
@@ -86,7 +86,7 @@ def _again(
     chosen: Chosen,
     links: list[str],
     lock: dict[str, Entry],
-    workers: int,
+    workers: int | None,
     other_seeds: bool = False,
 ) -> Again:
     """Compute in the scratch clone: the chosen stages, all tables, all verdicts."""

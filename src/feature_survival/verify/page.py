@@ -55,7 +55,8 @@ def metrics(judged: pd.DataFrame) -> Table:
     table.caption = (
         f"Tolerance: {FACTORS[SEEDS]:g} times the root mean square by which runs with SAEs of other seeds differ, "
         f"{FACTORS[MODELS]:g} times that of runs with other models (results/spread.csv), "
-        f"at least {ROUNDING:g} of the number; none where nothing was made anew. {RARE:.0%} of a metric's numbers may lie beyond it, up to {FAR:g} times."
+        f"at least {ROUNDING:g} of the number; what was not made anew must be identical. {RARE:.0%} of a metric's "
+        f"numbers may lie beyond it, up to {FAR:g} times."
     )
     return table
 

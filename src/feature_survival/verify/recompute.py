@@ -98,10 +98,10 @@ def provide_text(root: Path, scratch: Path) -> None:
         raise InputError("data/: not the corpus data.dvc names; other packages or settings? see make data")
 
 
-def compute(scratch: Path, chosen: Chosen, workers: int, published: dict[str, Environment]) -> None:
+def compute(scratch: Path, chosen: Chosen, workers: int | None, published: dict[str, Environment]) -> None:
     """Run the stages of what was chosen one after the other, each with as many threads as its published run had."""
     if chosen.everything:
-        perform(["feature-survival", "grid", "--workers", str(workers)], scratch)
+        perform(["feature-survival", "grid", *(["--workers", str(workers)] if workers else [])], scratch)
         return
     for stage in commands(chosen):
         threads = published.get(address(stage), {}).get("threads") if "OMP_NUM_THREADS" not in os.environ else None
