@@ -3,43 +3,22 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import PROGRAMS
 from ruamel.yaml import YAML
 
 from feature_survival.config import load
-from feature_survival.figures import SECOND
+from feature_survival.summarize.variants import TABLES
 
-REPOSITORY = Path(__file__).parents[1]
-PROGRAMS = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", "TQDM_DISABLE": "1"}
-MINIATURE = {
-    "study.conditions": "[dense, wanda-50]",
-    "models.nano-llama3.weights.training.tokens": 160_000,
-    "prune.calibration_windows": 32,
-    "activations.sae_windows": 64,
-    "activations.evaluation_windows": 48,
-    "activations.shard_windows": 32,
-    "variants.compressors": "[rtn-4]",
-    "variants.levels": "[0.5]",
-    "variants.sae_windows": 64,
-    "variants.evaluation_windows": 48,
-    "variants.splice_windows": 16,
-    "variants.probe_windows": 48,
-    "metrics.splice_windows": 16,
-    "metrics.causal_features": 50,
-    "metrics.causal_windows": 4,
-    "metrics.bootstrap_samples": 100,
-    "sae.batch_tokens": 512,
-    "sae.dead_after_steps": 4,
-}
 
 
 def program(scratch, *words):
@@ -60,13 +39,8 @@ def stages_run(scratch):
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("miniature") / "clone"
-    overrides = [word for key, value in MINIATURE.items() for word in ("--set", f"{key}={value}")]
-    done = program(REPOSITORY, "feature-survival", "quick", str(folder), *overrides)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "| nano-llama3 | wanda-50" in done.stdout
-    return folder
+def scratch(miniature, tmp_path_factory):
+    return shutil.copytree(miniature, tmp_path_factory.mktemp("end") / "clone", symlinks=True)
 
 
 def test_the_grid_ends_in_tables_of_both_cells_and_a_figure(scratch):
@@ -259,6 +233,6 @@ def test_adding_one_sparsity_reruns_that_column_only(scratch):
     # All conditions of a model are one stage; those that were there come out as they were, and end their columns.
     column = {f"{stage}@nano-llama3-wanda-30" for stage in ("cache", "sae", "metrics")} | {"prune@nano-llama3"}
     # Not the figure of the dense SAEs' stability, nor those of the second study: their tables are as they were.
-    figures = {f"figures@{name}" for name in params["study"]["figures"] if name not in ("stability", *SECOND)}
+    figures = {f"figures@{name}" for name in params["study"]["figures"] if name not in ("stability", *TABLES)}
     assert stages_run(scratch) == column | figures | {"summarize", "tables", "claims", "report"}
     assert stages_run(scratch) == set()
