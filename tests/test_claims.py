@@ -146,3 +146,23 @@ def test_the_shipped_claims_can_be_judged_on_the_shipped_results(tmp_path: Path)
         for which, test in {"test": entry["test"], **entry["controls"]}.items():
             found = claims.evaluate(claims.Test(**test), tmp_path, f"{name}: {which}")
             assert found.n > 0, f"{name}: {which}"
+
+
+def test_what_a_verdict_rests_on_is_named_with_the_stages_that_compute_it(tmp_path: Path) -> None:
+    judge(
+        tmp_path,
+        b=claim({**SHARE, "rows": "model == 'b' and low < 1", "at_least": 0.5}),
+        a=claim({**LARGEST, "at_most": 0.3}),
+    )
+    every, one = claims.evidence(tmp_path)
+    assert one == {
+        "claim": "b",
+        "file": "results/cells.csv",
+        "rows": "`model == 'b' and low < 1`",
+        "of them": "share `survival > 0.3`",
+        "expected": "0 of 1",
+        "holds if": "at least 0.5",
+        "computed by": "`metrics@b-wanda-50`",
+    }
+    assert (every["computed by"], every["holds if"]) == ("`metrics@a-wanda-50` and 1 more", "at most 0.3")
+    assert (tmp_path / "paper_figures" / "evidence.md").read_text().count("\n| ") == 3

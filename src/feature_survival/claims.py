@@ -1,4 +1,4 @@
-"""Stage `claims`: every published claim of claims.yaml held against `results/`, with its controls.
+"""Stage `claims`: every published claim of claims.yaml held against `results/`, with its controls; what it rests on.
 
 A claim is a test on the rows of one table. The tool has no wish: what fails here is reported as failing, and what this
 grid cannot show as not testable.
@@ -77,7 +77,7 @@ def load(path: Path) -> dict[str, Claim]:
 
 
 def run(root: Path) -> None:
-    """Write `results/claims.json` and the table `paper_figures/claims.{md,tex}`."""
+    """Write `results/claims.json` and the tables `paper_figures/{claims,evidence}.{md,tex}`."""
     path = root / "claims.yaml"
     judged = [{"name": name, **_judge(claim, root, f"{path}: {name}")} for name, claim in load(path).items()]
     with atomic_file(root / "results" / "claims.json") as file:
@@ -88,6 +88,47 @@ def run(root: Path) -> None:
         "control asks the same without the suspected cause."
     )
     write_table("claims", pd.DataFrame(printed(root)), caption, root / "paper_figures")
+    how = (
+        "What each verdict rests on: the rows of a file, what is taken of them, the number expected, the bound it is "
+        "held against, and the stages that compute it (`dvc repro --force --single-item STAGE` runs one again; "
+        "`make verify` does so beside the published numbers, each within its tolerance). `make tables` judges again."
+    )
+    write_table("evidence", pd.DataFrame(evidence(root)), how, root / "paper_figures")
+
+
+def evidence(root: Path) -> list[dict[str, str]]:
+    """What each verdict of `results/claims.json` rests on, for print: one row a claim, by its name in claims.yaml."""
+    path, rows = root / "claims.yaml", []
+    judged = {found["name"]: found for found in read_json(root / "results" / "claims.json")}
+    for name, claim in load(path).items():
+        test = claim.test
+        bound = f"at least {test.at_least:g}" if test.at_least is not None else f"at most {test.at_most:g}"
+        rows.append(
+            {
+                "claim": name,
+                "file": f"results/{test.table}.csv",
+                "rows": f"`{test.rows}`",
+                "of them": f"{test.summary} `{test.measure}`",
+                "expected": judged[name]["here"],
+                "holds if": bound,
+                "computed by": _stages(test, root, f"{path}: {name}"),
+            }
+        )
+    return rows
+
+
+def _stages(test: Test, root: Path, where: str) -> str:
+    """The stages behind a test's rows, and how many."""
+    path = root / "results" / f"{test.table}.csv"
+    table = read_csv(path)
+    rows = table[_expression(table, test.rows, where, path)] if len(table) else table
+    if rows.empty:
+        return "-"
+    stage, cell = ("variants", "site") if "site" in rows else ("metrics", "condition")
+    if cell not in rows:  # of a model, or of a model's cells
+        return f"`{stage}` of {', '.join(rows['model'].unique())}"
+    names = sorted(set(rows["model"] + "-" + rows[cell]))
+    return f"`{stage}@{names[0]}`" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def printed(root: Path) -> list[dict[str, str]]:
