@@ -26,6 +26,7 @@ from feature_survival.cli import app
 ELSEWHERE = {
     "make test": "tests/test_documents.py",  # is what runs this
     "make quick": "tests/conftest.py",  # `miniature` runs it, smaller still
+    "make recompute": "tests/test_end_to_end.py",  # as long as `miniature` takes, again
     "make lint": ".ci/run",
     "make bench": "tests/test_benchmarks.py",  # ten minutes, and a library that is not in requirements.lock
     "make gpu-check": "tests/test_gpu.py",
