@@ -25,8 +25,10 @@ from feature_survival.cli import app
 # What needs more than a test machine has, or is run elsewhere: how a command starts -> what stands in for it.
 ELSEWHERE = {
     "make test": "tests/test_documents.py",  # is what runs this
+    "dvc repro figures@cells": "tests/test_documents.py",  # with the example that makes the figure
+    "make figure FIG=cells": "tests/test_documents.py",
     "make quick": "tests/conftest.py",  # `miniature` runs it, smaller still
-    "make recompute": "tests/test_end_to_end.py",  # as long as `miniature` takes, again
+    "make recompute": "tests/test_grid.py",  # takes as long as `miniature` does
     "make lint": ".ci/run",
     "make bench": "tests/test_benchmarks.py",  # ten minutes, and a library that is not in requirements.lock
     "make gpu-check": "tests/test_gpu.py",
@@ -171,7 +173,7 @@ def test_the_example_adds_a_model_family(copy: Path) -> None:
 def test_the_example_adds_a_compression_method(copy: Path) -> None:
     lint(copy, examples("A compression method", copy))
     change_params(copy, lambda params: params["study"]["conditions"].append("ria-50"))
-    run("feature-survival check && feature-survival prune nano-llama3", copy)
+    run("feature-survival prune nano-llama3", copy)
     written = json.loads((copy / "artifacts/nano-llama3/prune/ria-50/condition.json").read_text())
     assert written["achieved_sparsity"]["all"] == pytest.approx(0.5, abs=0.01)
 
@@ -188,8 +190,11 @@ def test_the_example_adds_a_metric(copy: Path) -> None:
 def test_the_example_adds_a_figure(copy: Path) -> None:
     lint(copy, examples("A figure", copy))
     change_params(copy, lambda params: params["study"]["figures"].append("cells"))
-    run("feature-survival check && dvc repro figures@cells", copy)
-    assert (copy / "paper_figures" / "cells.png").read_bytes().startswith(b"\x89PNG")
+    drawn = copy / "paper_figures" / "cells.png"
+    for command in ("make figure FIG=cells", "dvc repro figures@cells"):
+        drawn.unlink(missing_ok=True)
+        run(command, copy)
+        assert drawn.read_bytes().startswith(b"\x89PNG")
 
 
 def test_contributing_has_a_paragraph_on_every_module_in_import_order() -> None:

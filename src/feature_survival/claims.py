@@ -90,8 +90,9 @@ def run(root: Path) -> None:
     write_table("claims", pd.DataFrame(printed(root)), caption, root / "paper_figures")
     how = (
         "What each verdict rests on: the rows of a file, what is taken of them, the number expected, the bound it is "
-        "held against, and the stages that compute it (`dvc repro --force --single-item STAGE` runs one again; "
-        "`make verify` does so beside the published numbers, each within its tolerance). `make tables` judges again."
+        "held against, how far other seeds move the columns asked (root mean square, results/spread.csv; `make verify` "
+        "allows a number a multiple of it, which it states), and the stages that compute it: `make verify "
+        "CELLS=mini-llama3-wanda-50` runs those of a cell or site again. `make tables` judges all claims again."
     )
     write_table("evidence", pd.DataFrame(evidence(root)), how, root / "paper_figures")
 
@@ -111,10 +112,23 @@ def evidence(root: Path) -> list[dict[str, str]]:
                 "of them": f"{test.summary} `{test.measure}`",
                 "expected": judged[name]["here"],
                 "holds if": bound,
+                "spread": _spread(test, root),
                 "computed by": _stages(test, root, f"{path}: {name}"),
             }
         )
     return rows
+
+
+def _spread(test: Test, root: Path) -> str:
+    """How far other seeds move each column that a test asks, as measured; nothing where it was not."""
+    path = root / "results" / "spread.csv"
+    if not path.exists():
+        return "-"
+    measured = read_csv(path, ["table", "column", "question", "spread"])
+    of_table = measured[(measured["table"] == test.table) & measured["question"].isna()]
+    largest = of_table.groupby("column")["spread"].max()
+    columns = _asked(test, read_csv(root / "results" / f"{test.table}.csv"))
+    return "; ".join(f"{column} {largest[column]:.2g}" for column in columns if column in largest) or "-"
 
 
 def _stages(test: Test, root: Path, where: str) -> str:
@@ -169,8 +183,7 @@ def evaluate(test: Test, root: Path, where: str) -> Outcome:
     if not share and (measure.dtype == bool or not pd.api.types.is_numeric_dtype(measure)):
         raise InputError(f"{where}: {test.measure!r} is not a number; the {test.summary} of the rows needs one")
     # A row that lacks a number the measure asks for is no row; compared, it would count as false.
-    asked = [column for column in table.columns if re.search(rf"\b{re.escape(column)}\b", test.measure)]
-    measure = measure[wanted & table[asked].notna().all(axis=1)]
+    measure = measure[wanted & table[_asked(test, table)].notna().all(axis=1)]
     n = len(measure)
     if not n:
         return Outcome(None, None, None, 0, UNTESTABLE, "no such cells")
@@ -188,6 +201,11 @@ def evaluate(test: Test, root: Path, where: str) -> Outcome:
         here = f"{value:.3g} ({' '.join(names)} {row.get(key, 'dense')}; {test.summary} of {n})"
     holds = value >= test.at_least if test.at_least is not None else value <= (test.at_most or 0.0)
     return Outcome(_finite(value), low, high, n, HOLDS if holds else FAILS, here)
+
+
+def _asked(test: Test, table: pd.DataFrame) -> list[str]:
+    """The columns that a measure is of."""
+    return [column for column in table.columns if re.search(rf"\b{re.escape(column)}\b", test.measure)]
 
 
 def _finite(value: float) -> float | None:
