@@ -25,10 +25,14 @@ from feature_survival.cli import app
 # What needs more than a test machine has, or is run elsewhere: how a command starts -> what stands in for it.
 ELSEWHERE = {
     "make test": "tests/test_documents.py",  # is what runs this
+    "make reproduce": "tests/test_documents.py",  # in a fresh clone
     "dvc repro figures@cells": "tests/test_documents.py",  # with the example that makes the figure
     "make figure FIG=cells": "tests/test_documents.py",
     "make quick": "tests/conftest.py",  # `miniature` runs it, smaller still
     "make recompute": "tests/test_grid.py",  # takes as long as `miniature` does
+    "make verify": "tests/test_end_to_end.py",
+    "dvc repro --force --single-item variants": "tests/test_variants.py",
+    "feature-survival plan --models gpt2,": "tests/test_plan.py",
     "make lint": ".ci/run",
     "make bench": "tests/test_benchmarks.py",  # ten minutes, and a library that is not in requirements.lock
     "make gpu-check": "tests/test_gpu.py",
@@ -49,7 +53,7 @@ SMALLER = {
     r"\bmini-\w+": "nano-llama3",
     r"--base BASE --compressed COMPRESSED --sae SAE --site resid_post.6 --text FILE --out DIR": (
         "--base artifacts/nano-llama3/base --compressed artifacts/nano-llama3/base "
-        "--sae artifacts/nano-llama3/dense/sae/init0-data0 --site resid_post.1 --text data/evaluation.jsonl --out audit"
+        "--sae artifacts/nano-llama3/dense/sae/init0-data0 --site resid_post.1 --text short.jsonl --out audit"
     ),
     r"STAGE@MODEL-CONDITION": "metrics@nano-llama3-wanda-50",
     r"https://HOST/store": "store",
@@ -98,6 +102,8 @@ def with_environment(folder: Path) -> Path:
 def checkout(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A miniature grid, committed, its outputs in store/, in an environment."""
     folder = shutil.copytree(miniature, tmp_path_factory.mktemp("documents") / "clone", symlinks=True)
+    lines = (folder / "data" / "evaluation.jsonl").read_text().splitlines(keepends=True)
+    (folder / "short.jsonl").write_text("".join(lines[:10]))  # a reader's text
     run("dvc push --quiet", folder)
     run("git add --all && git -c user.name=a -c user.email=a@b commit --quiet --message grid", folder)
     return with_environment(folder)
