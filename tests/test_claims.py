@@ -150,7 +150,7 @@ def test_the_shipped_claims_can_be_judged_on_the_shipped_results(tmp_path: Path)
 
 def test_what_a_verdict_rests_on_is_named_with_the_stages_that_compute_it(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
-    spread = "models,cells,survival,,0.02,2\nmodels,cells,survival,model=a,0.05,2\nmodels,cells,low,,0.03,2\n"
+    spread = "models,cells,survival,,0.02,2\nmodels,cells,survival,model=a,0.05,2\nSAE seeds,cells,survival,,0.01,2\n"
     (tmp_path / "results" / "spread.csv").write_text(f"between,table,column,question,spread,numbers\n{spread}")
     judge(
         tmp_path,
@@ -165,7 +165,7 @@ def test_what_a_verdict_rests_on_is_named_with_the_stages_that_compute_it(tmp_pa
         "of them": "share `survival > 0.3`",
         "expected": "0 of 1",
         "holds if": "at least 0.5",
-        "spread": "survival 0.02",
+        "spread": "survival 0.01 (SAE seeds); survival 0.02 (models)",
         "computed by": "`metrics@b-wanda-50`",
     }
     assert (every["computed by"], every["holds if"]) == ("`metrics@a-wanda-50` and 1 more", "at most 0.3")

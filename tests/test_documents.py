@@ -21,6 +21,8 @@ from test_structure import ORDER
 from typer.main import get_command
 
 from feature_survival.cli import app
+from feature_survival.verify.compare import MODELS, SEEDS
+from feature_survival.verify.tolerance import FACTORS
 
 # What needs more than a test machine has, or is run elsewhere: how a command starts -> what stands in for it.
 ELSEWHERE = {
@@ -31,6 +33,7 @@ ELSEWHERE = {
     "make quick": "tests/conftest.py",  # `miniature` runs it, smaller still
     "make recompute": "tests/test_grid.py",  # takes as long as `miniature` does
     "make verify": "tests/test_end_to_end.py",
+    "feature-survival verify --spread": "tests/test_verify.py",
     "dvc repro --force --single-item variants": "tests/test_variants.py",
     "feature-survival plan --models gpt2,": "tests/test_plan.py",
     "make lint": ".ci/run",
@@ -206,6 +209,11 @@ def test_the_example_adds_a_figure(copy: Path) -> None:
 def test_contributing_has_a_paragraph_on_every_module_in_import_order() -> None:
     paragraphs = re.findall(r"^\*\*`(\w+)`\*\* \S", read("CONTRIBUTING.md"), re.MULTILINE)
     assert paragraphs == ORDER
+
+
+def test_the_tolerances_are_those_that_are_applied() -> None:
+    stated = re.findall(r"\b(\d+) times as far as", read("REPRODUCE.md"))
+    assert [float(factor) for factor in stated] == [FACTORS[SEEDS], FACTORS[MODELS]]
 
 
 def slug(heading: str) -> str:

@@ -90,9 +90,9 @@ def run(root: Path) -> None:
     write_table("claims", pd.DataFrame(printed(root)), caption, root / "paper_figures")
     how = (
         "What each verdict rests on: the rows of a file, what is taken of them, the number expected, the bound it is "
-        "held against, how far other seeds move the columns asked (root mean square, results/spread.csv; `make verify` "
-        "allows a number a multiple of it, which it states), and the stages that compute it: `make verify "
-        "CELLS=mini-llama3-wanda-50` runs those of a cell or site again. `make tables` judges all claims again."
+        "held against, how far other seeds, of SAEs or of models, move the columns asked (root mean square, "
+        "results/spread.csv; `make verify` allows a multiple of it, which it states), and the stages that compute it: "
+        "`make verify CELLS=mini-llama3-wanda-50` runs those of a cell or site again. `make tables` judges all again."
     )
     write_table("evidence", pd.DataFrame(evidence(root)), how, root / "paper_figures")
 
@@ -124,11 +124,15 @@ def _spread(test: Test, root: Path) -> str:
     path = root / "results" / "spread.csv"
     if not path.exists():
         return "-"
-    measured = read_csv(path, ["table", "column", "question", "spread"])
-    of_table = measured[(measured["table"] == test.table) & measured["question"].isna()]
-    largest = of_table.groupby("column")["spread"].max()
+    measured = read_csv(path, ["between", "table", "column", "question", "spread"])
     columns = _asked(test, read_csv(root / "results" / f"{test.table}.csv"))
-    return "; ".join(f"{column} {largest[column]:.2g}" for column in columns if column in largest) or "-"
+    of_test = measured[(measured["table"] == test.table) & measured["question"].isna()].set_index("column")
+    found = [
+        f"{column} {of_column['spread']:.2g} ({of_column['between']})"
+        for column in columns
+        for _, of_column in of_test.loc[of_test.index == column].sort_values("between").iterrows()
+    ]
+    return "; ".join(found) or "-"
 
 
 def _stages(test: Test, root: Path, where: str) -> str:
