@@ -6,7 +6,7 @@ FIG    ?= survival
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce recompute grid quick test bench lint figure tables report timeline saebench gpu-check docker-check pip-audit drill lock
+.PHONY: help env data reproduce recompute grid verify quick test bench lint figure tables report timeline saebench gpu-check docker-check pip-audit drill lock
 
 help: ## this list
 	@echo "feature-survival: what pruning does to the features inside a language model"
@@ -50,6 +50,9 @@ grid: data ## everything that is stale or missing, as dvc repro, but on many wor
 	@$(BIN)/feature-survival check
 	@$(GRID)
 	@$(BIN)/feature-survival verdicts
+
+verify: env ## published results computed again and compared, in the scratch clone .verify/: CELLS=mini-llama3-wanda-50, or all
+	@$(BIN)/feature-survival verify $(if $(WORKERS),--workers $(WORKERS)) $(CELLS)
 
 quick: env ## a first look in minutes: a nano model through the same stages, in the scratch clone .quick/
 	@$(BIN)/feature-survival quick

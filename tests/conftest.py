@@ -6,6 +6,7 @@ import copy
 import os
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from feature_survival.corpus import SPLITS
 from feature_survival.text import documents, train_tokenizer
 
 TOP = Path(__file__).resolve().parent.parent
+PROGRAMS = Path(sys.executable).parent  # feature-survival and dvc of this environment
 VOCABULARY = 300
 SITE_WIDTH = 16  # of `shards`
 BLOCKS = 3
@@ -343,4 +345,38 @@ def serial(fresh: Callable[[str], Path]) -> Path:
 
     folder = fresh("serial")
     pipeline.dvc(folder, "repro")
+    return folder
+
+
+MINIATURE = {  # over section `quick` of params.yaml
+    "study.conditions": "[dense, wanda-50]",
+    "models.nano-llama3.weights.training.tokens": 160_000,
+    "prune.calibration_windows": 32,
+    "activations.sae_windows": 64,
+    "activations.evaluation_windows": 48,
+    "activations.shard_windows": 32,
+    "variants.compressors": "[rtn-4]",
+    "variants.levels": "[0.5]",
+    "variants.sae_windows": 64,
+    "variants.evaluation_windows": 48,
+    "variants.splice_windows": 16,
+    "variants.probe_windows": 48,
+    "metrics.splice_windows": 16,
+    "metrics.causal_features": 50,
+    "metrics.causal_windows": 4,
+    "metrics.bootstrap_samples": 100,
+    "sae.batch_tokens": 512,
+    "sae.dead_after_steps": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with a whole miniature grid computed, by the entry that `make quick` uses. Change copies of it."""
+    folder = tmp_path_factory.mktemp("miniature") / "clone"
+    overrides = [word for key, value in MINIATURE.items() for word in ("--set", f"{key}={value}")]
+    command = [PROGRAMS / "feature-survival", "quick", folder, *overrides]
+    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| nano-llama3 | wanda-50" in done.stdout
     return folder

@@ -146,3 +146,27 @@ def test_the_shipped_claims_can_be_judged_on_the_shipped_results(tmp_path: Path)
         for which, test in {"test": entry["test"], **entry["controls"]}.items():
             found = claims.evaluate(claims.Test(**test), tmp_path, f"{name}: {which}")
             assert found.n > 0, f"{name}: {which}"
+
+
+def test_what_a_verdict_rests_on_is_named_with_the_stages_that_compute_it(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    spread = "models,cells,survival,,0.02,2\nmodels,cells,survival,model=a,0.05,2\nSAE seeds,cells,survival,,0.01,2\n"
+    (tmp_path / "results" / "spread.csv").write_text(f"between,table,column,question,spread,numbers\n{spread}")
+    judge(
+        tmp_path,
+        b=claim({**SHARE, "rows": "model == 'b' and low < 1", "at_least": 0.5}),
+        a=claim({**LARGEST, "at_most": 0.3}),
+    )
+    every, one = claims.evidence(tmp_path)
+    assert one == {
+        "claim": "b",
+        "file": "results/cells.csv",
+        "rows": "`model == 'b' and low < 1`",
+        "of them": "share `survival > 0.3`",
+        "expected": "0 of 1",
+        "holds if": "at least 0.5",
+        "spread": "survival 0.01 (SAE seeds); survival 0.02 (models)",
+        "computed by": "`metrics@b-wanda-50`",
+    }
+    assert (every["computed by"], every["holds if"]) == ("`metrics@a-wanda-50` and 1 more", "at most 0.3")
+    assert (tmp_path / "paper_figures" / "evidence.md").read_text().count("\n| ") == 3

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 Cli = Callable[..., Ended]
 STAGES = ["data", "base", "prune", "cache", "sae", "metrics", "summarize", "figure", "tables", "claims"]
 LATER = ["contexts", "release", "report"]
-COMMANDS = ["check", "plan", *STAGES, *LATER, "verdicts", "pull", "audit", "grid", "timeline", "quick"]
+AROUND = ["check", "plan", "verdicts", "pull", "audit", "grid", "timeline", "quick", "verify", "environment"]
+COMMANDS = [*STAGES, *LATER, *AROUND]
 
 
 def test_every_condition_of_the_catalogue_fits_every_model_of_it(

@@ -3,41 +3,22 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import PROGRAMS
 from ruamel.yaml import YAML
 
-from feature_survival.figures import SECOND
+from feature_survival.config import load
+from feature_survival.summarize.variants import TABLES
 
-REPOSITORY = Path(__file__).parents[1]
-PROGRAMS = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", "TQDM_DISABLE": "1"}
-MINIATURE = {
-    "study.conditions": "[dense, wanda-50]",
-    "models.nano-llama3.weights.training.tokens": 160_000,
-    "prune.calibration_windows": 32,
-    "activations.sae_windows": 64,
-    "activations.evaluation_windows": 48,
-    "activations.shard_windows": 32,
-    "variants.compressors": "[rtn-4]",
-    "variants.levels": "[0.5]",
-    "variants.sae_windows": 64,
-    "variants.evaluation_windows": 48,
-    "variants.splice_windows": 16,
-    "variants.probe_windows": 48,
-    "metrics.splice_windows": 16,
-    "metrics.causal_features": 50,
-    "metrics.causal_windows": 4,
-    "metrics.bootstrap_samples": 100,
-    "sae.batch_tokens": 512,
-    "sae.dead_after_steps": 4,
-}
 
 
 def program(scratch, *words):
@@ -58,13 +39,8 @@ def stages_run(scratch):
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("miniature") / "clone"
-    overrides = [word for key, value in MINIATURE.items() for word in ("--set", f"{key}={value}")]
-    done = program(REPOSITORY, "feature-survival", "quick", str(folder), *overrides)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "| nano-llama3 | wanda-50" in done.stdout
-    return folder
+def scratch(miniature, tmp_path_factory):
+    return shutil.copytree(miniature, tmp_path_factory.mktemp("end") / "clone", symlinks=True)
 
 
 def test_the_grid_ends_in_tables_of_both_cells_and_a_figure(scratch):
@@ -182,6 +158,73 @@ def test_a_damaged_safetensors_file_is_named_in_one_line(scratch, artifact, dama
         path.write_bytes(whole)
 
 
+@contextmanager
+def changed(path: Path, old: str, new: str):
+    """A text file in which something is replaced, for a while."""
+    whole = path.read_text()
+    assert old in whole
+    path.write_text(whole.replace(old, new, 1))
+    try:
+        yield
+    finally:
+        path.write_text(whole)
+
+
+def test_what_is_published_is_computed_again_byte_for_byte(scratch):
+    before = digests(scratch / "results")
+    done = program(scratch, "feature-survival", "verify", "nano-llama3-resid_post")
+    assert done.returncode == 0, done.stdout + done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert {line.split()[0] for line in lines if line.endswith("the published bytes")} == {
+        "prune@nano-llama3",
+        "variants@nano-llama3-resid_post",
+    }
+    assert (
+        last.startswith("verified: ")
+        and " metrics in 1 place, computed again, and " in last
+        and "all identical; " in last
+    )
+    assert digests(scratch / "results") == before and not (scratch / ".verify").exists()
+
+
+def test_numbers_that_seeds_do_not_explain_are_named_with_what_was_changed(scratch):
+    with changed(scratch / "params.yaml", "splice_windows: 16 ", "splice_windows: 8 "):
+        assert load(scratch / "params.yaml").metrics.splice_windows == 8
+        done = program(scratch, "feature-survival", "verify", "nano-llama3-wanda-50")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert sum(line.endswith("the published bytes") for line in done.stdout.splitlines()) == 5  # prune, cache, sae
+    assert (
+        "metrics.splice_windows is 8, was 16 (metrics@nano-llama3-dense, metrics@nano-llama3-wanda-50)" in done.stdout
+    )
+    assert "difference: results/cells.csv: model=nano-llama3 condition=wanda-50" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("not verified: ")
+
+
+def test_an_altered_result_is_found_and_the_number_named(scratch):
+    cells = pd.read_csv(scratch / "results" / "cells.csv", dtype=str)
+    fvu, perplexity = cells.loc[1, "fvu"], cells.loc[1, "perplexity"]
+    with changed(scratch / "results" / "cells.csv", f",{fvu},", ",0.0123,"):
+        done = program(scratch, "feature-survival", "verify", "nano-llama3-wanda-50")
+    assert done.returncode == 1 and perplexity not in done.stdout
+    assert "difference: results/cells.csv: not the bytes that dvc.lock names" in done.stdout
+    assert f"condition=wanda-50 series=wanda sparsity=0.5: fvu: published 0.0123, recomputed {fvu}," in done.stdout
+
+
+def test_an_altered_artifact_is_named_and_an_absent_one_is_to_be_pulled(scratch):
+    metrics = scratch / "artifacts" / "metrics" / "nano-llama3" / "wanda-50"
+    with changed(metrics / "metrics.json", '"fvu": 0.', '"fvu": 1.'):
+        done = program(scratch, "feature-survival", "verify", "nano-llama3-wanda-50")
+    assert done.returncode == 1
+    assert done.stdout.startswith("difference: artifacts/metrics/nano-llama3/wanda-50: not the bytes that dvc.lock")
+    aside = metrics.with_name("aside")
+    metrics.rename(aside)
+    try:
+        done = program(scratch, "feature-survival", "verify", "nano-llama3-wanda-50")
+        assert done.returncode == 2 and "wanda-50: not here; dvc pull brings" in done.stderr
+    finally:
+        aside.rename(metrics)
+
+
 def test_adding_one_sparsity_reruns_that_column_only(scratch):
     path = scratch / "params.yaml"
     params = YAML().load(path)
@@ -190,6 +233,6 @@ def test_adding_one_sparsity_reruns_that_column_only(scratch):
     # All conditions of a model are one stage; those that were there come out as they were, and end their columns.
     column = {f"{stage}@nano-llama3-wanda-30" for stage in ("cache", "sae", "metrics")} | {"prune@nano-llama3"}
     # Not the figure of the dense SAEs' stability, nor those of the second study: their tables are as they were.
-    figures = {f"figures@{name}" for name in params["study"]["figures"] if name not in ("stability", *SECOND)}
+    figures = {f"figures@{name}" for name in params["study"]["figures"] if name not in ("stability", *TABLES)}
     assert stages_run(scratch) == column | figures | {"summarize", "tables", "claims", "report"}
     assert stages_run(scratch) == set()

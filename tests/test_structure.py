@@ -39,6 +39,7 @@ ORDER = [
     "metrics",
     "summarize",
     "figures",
+    "environment",
     "timeline",
     "tables",
     "claims",
@@ -52,6 +53,7 @@ ORDER = [
     "remotes",
     "grid",
     "quick",
+    "verify",
     "launch",
     "cli",
 ]

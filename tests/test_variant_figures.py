@@ -19,13 +19,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from feature_survival import config
-from feature_survival.figures import SECOND, draw
+from feature_survival.figures import FIGURES, draw
 from feature_survival.figures.style import PlainLog, by_family
 from feature_survival.metrics.survival import FIXED, OTHER_INIT, OTHER_ORDER, SAME_SEEDS
 from feature_survival.schema import InputError
-from feature_survival.summarize.variants import tables
+from feature_survival.summarize.variants import TABLES, tables
 
 matplotlib.use("Agg")
+SECOND = [name for name in FIGURES if name in TABLES]  # a figure is named after its table
 MODELS, SITES = ["mini-gpt2", "mini-llama3"], ["resid_post", "mlp_out"]
 CHANGES: dict[str, Any] = {
     "variants.models": MODELS,

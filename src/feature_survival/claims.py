@@ -1,4 +1,4 @@
-"""Stage `claims`: every published claim of claims.yaml held against `results/`, with its controls.
+"""Stage `claims`: every published claim of claims.yaml held against `results/`, with its controls; what it rests on.
 
 A claim is a test on the rows of one table. The tool has no wish: what fails here is reported as failing, and what this
 grid cannot show as not testable.
@@ -77,7 +77,7 @@ def load(path: Path) -> dict[str, Claim]:
 
 
 def run(root: Path) -> None:
-    """Write `results/claims.json` and the table `paper_figures/claims.{md,tex}`."""
+    """Write `results/claims.json` and the tables `paper_figures/{claims,evidence}.{md,tex}`."""
     path = root / "claims.yaml"
     judged = [{"name": name, **_judge(claim, root, f"{path}: {name}")} for name, claim in load(path).items()]
     with atomic_file(root / "results" / "claims.json") as file:
@@ -88,6 +88,65 @@ def run(root: Path) -> None:
         "control asks the same without the suspected cause."
     )
     write_table("claims", pd.DataFrame(printed(root)), caption, root / "paper_figures")
+    how = (
+        "What each verdict rests on: the rows of a file, what is taken of them, the number expected, the bound it is "
+        "held against, how far other seeds, of SAEs or of models, move the columns asked (root mean square, "
+        "results/spread.csv; `make verify` allows a multiple of it, which it states), and the stages that compute it: "
+        "`make verify CELLS=mini-llama3-wanda-50` runs those of a cell or site again. `make tables` judges all again."
+    )
+    write_table("evidence", pd.DataFrame(evidence(root)), how, root / "paper_figures")
+
+
+def evidence(root: Path) -> list[dict[str, str]]:
+    """What each verdict of `results/claims.json` rests on, for print: one row a claim, by its name in claims.yaml."""
+    path, rows = root / "claims.yaml", []
+    judged = {found["name"]: found for found in read_json(root / "results" / "claims.json")}
+    for name, claim in load(path).items():
+        test = claim.test
+        bound = f"at least {test.at_least:g}" if test.at_least is not None else f"at most {test.at_most:g}"
+        rows.append(
+            {
+                "claim": name,
+                "file": f"results/{test.table}.csv",
+                "rows": f"`{test.rows}`",
+                "of them": f"{test.summary} `{test.measure}`",
+                "expected": judged[name]["here"],
+                "holds if": bound,
+                "spread": _spread(test, root),
+                "computed by": _stages(test, root, f"{path}: {name}"),
+            }
+        )
+    return rows
+
+
+def _spread(test: Test, root: Path) -> str:
+    """How far other seeds move each column that a test asks, as measured; nothing where it was not."""
+    path = root / "results" / "spread.csv"
+    if not path.exists():
+        return "-"
+    measured = read_csv(path, ["between", "table", "column", "question", "spread"])
+    columns = _asked(test, read_csv(root / "results" / f"{test.table}.csv"))
+    of_test = measured[(measured["table"] == test.table) & measured["question"].isna()].set_index("column")
+    found = [
+        f"{column} {of_column['spread']:.2g} ({of_column['between']})"
+        for column in columns
+        for _, of_column in of_test.loc[of_test.index == column].sort_values("between").iterrows()
+    ]
+    return "; ".join(found) or "-"
+
+
+def _stages(test: Test, root: Path, where: str) -> str:
+    """The stages behind a test's rows, and how many."""
+    path = root / "results" / f"{test.table}.csv"
+    table = read_csv(path)
+    rows = table[_expression(table, test.rows, where, path)] if len(table) else table
+    if rows.empty:
+        return "-"
+    stage, cell = ("variants", "site") if "site" in rows else ("metrics", "condition")
+    if cell not in rows:  # of a model, or of a model's cells
+        return f"`{stage}` of {', '.join(rows['model'].unique())}"
+    names = sorted(set(rows["model"] + "-" + rows[cell]))
+    return f"`{stage}@{names[0]}`" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def printed(root: Path) -> list[dict[str, str]]:
@@ -128,8 +187,7 @@ def evaluate(test: Test, root: Path, where: str) -> Outcome:
     if not share and (measure.dtype == bool or not pd.api.types.is_numeric_dtype(measure)):
         raise InputError(f"{where}: {test.measure!r} is not a number; the {test.summary} of the rows needs one")
     # A row that lacks a number the measure asks for is no row; compared, it would count as false.
-    asked = [column for column in table.columns if re.search(rf"\b{re.escape(column)}\b", test.measure)]
-    measure = measure[wanted & table[asked].notna().all(axis=1)]
+    measure = measure[wanted & table[_asked(test, table)].notna().all(axis=1)]
     n = len(measure)
     if not n:
         return Outcome(None, None, None, 0, UNTESTABLE, "no such cells")
@@ -147,6 +205,11 @@ def evaluate(test: Test, root: Path, where: str) -> Outcome:
         here = f"{value:.3g} ({' '.join(names)} {row.get(key, 'dense')}; {test.summary} of {n})"
     holds = value >= test.at_least if test.at_least is not None else value <= (test.at_most or 0.0)
     return Outcome(_finite(value), low, high, n, HOLDS if holds else FAILS, here)
+
+
+def _asked(test: Test, table: pd.DataFrame) -> list[str]:
+    """The columns that a measure is of."""
+    return [column for column in table.columns if re.search(rf"\b{re.escape(column)}\b", test.measure)]
 
 
 def _finite(value: float) -> float | None:

@@ -35,20 +35,16 @@ def run(root: Path, scratch: Path, overrides: list[str]) -> None:
     for key, value in changes.items():
         set_key(content, key, value, "params.yaml with the overrides")
     validate(json.loads(json.dumps(content)), "params.yaml with the overrides", Params)
-    _clone(root, scratch)
+    clone(root, scratch)
     yaml.dump(content, scratch / "params.yaml")
-    # The environment's programs first: dvc and feature-survival of this interpreter, not others on the PATH.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in (["feature-survival", "data"], ["dvc", "repro"]):
-        code = subprocess.run(command, cwd=scratch, env=environment).returncode
-        if code:
-            raise InputError(f"{scratch}: {' '.join(command)} ended with exit code {code}; its message is above")
+        perform(command, scratch)
     print((scratch / "paper_figures" / "cells.md").read_text(), end="")
     print(f"figure: {scratch / 'paper_figures' / 'survival.png'}")
     print(f"report: {report(scratch)}")
 
 
-def _clone(root: Path, scratch: Path) -> None:
+def clone(root: Path, scratch: Path) -> None:
     """A fresh repository with the checkout's files (tracked, and new ones git does not ignore)."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -57,7 +53,7 @@ def _clone(root: Path, scratch: Path) -> None:
         text=True,
     )
     if listed.returncode:
-        raise InputError(f"{root.resolve()}: not a git checkout; make quick copies the files git knows")
+        raise InputError(f"{root.resolve()}: not a git checkout; a scratch clone has the files git knows")
     if scratch.exists() and not scratch.is_dir():
         raise InputError(f"{scratch}: is a file; give an empty or new folder")
     if scratch.exists() and any(scratch.iterdir()) and not (scratch / MARK).exists():
@@ -71,3 +67,14 @@ def _clone(root: Path, scratch: Path) -> None:
             shutil.copy2(root / name, scratch / name)
     (scratch / "dvc.lock").unlink(missing_ok=True)  # the small grid's own states, not the study's
     subprocess.run(["git", "init", "--quiet"], cwd=scratch, check=True)
+
+
+def perform(command: list[str], scratch: Path, **settings: str) -> None:
+    """Run a command in a scratch clone, with further environment variables; InputError where it fails.
+
+    The environment's programs come first: dvc and feature-survival of this interpreter, not others on the PATH.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    code = subprocess.run(command, cwd=scratch, env={**os.environ, "PATH": path, **settings}).returncode
+    if code:
+        raise InputError(f"{scratch}: {' '.join(command)} ended with exit code {code}; its message is above")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import os
 import time
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_survival.artifacts import atomic_file, read_csv, timeline
+from feature_survival.environment import FIELDS, describe
 from feature_survival.schema import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("stage", "worker", "start", "end", "threads")  # times: seconds since the epoch
+TIMES = ("stage", "worker", "start", "end", "threads")  # times: seconds since the epoch
+COLUMNS = (*TIMES, *FIELDS)
 WORKER = "FEATURE_SURVIVAL_WORKER"  # in the environment of a stage: by which of a grid's workers it is run
 KINDS = ("base", "prune", "cache", "sae", "metrics", "variants")  # the others take seconds
 OTHERS = "others"
@@ -28,14 +31,24 @@ def record(root: Path, command: str, start: float) -> None:
 
     command: the stage's name where DVC, or the grid, did not give it in DVC_STAGE. start: seconds since the epoch.
     """
-    stage = os.environ.get("DVC_STAGE") or command
-    threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
-    line = f"{stage},{os.environ.get(WORKER, '')},{start:.2f},{time.time():.2f},{threads}\n"
+    values = {
+        "stage": os.environ.get("DVC_STAGE") or command,
+        "worker": os.environ.get(WORKER, ""),
+        "start": f"{start:.2f}",
+        "end": f"{time.time():.2f}",
+        "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
+        **describe(),
+    }
     with contextlib.suppress(OSError):
         timeline(root).parent.mkdir(exist_ok=True)
-        with timeline(root).open("a") as log:
+        with timeline(root).open("a+", newline="") as log:
             fcntl.flock(log, fcntl.LOCK_EX)  # or two that find it new would both begin it
-            log.write(line if os.fstat(log.fileno()).st_size else f"{','.join(COLUMNS)}\n{line}")
+            log.seek(0)
+            header, *lines = log.read().splitlines() or [""]
+            if header != ",".join(COLUMNS):  # new, or of an earlier release with fewer columns
+                log.truncate(0)
+                log.write("\n".join([",".join(COLUMNS), *lines, ""]))
+            csv.DictWriter(log, COLUMNS, lineterminator="\n").writerow(values)
 
 
 def read(log: Path) -> pd.DataFrame:
@@ -43,7 +56,7 @@ def read(log: Path) -> pd.DataFrame:
 
     Lanes: a worker of the grid each; otherwise the first in which nothing else ran. InputError where there is no line.
     """
-    rows = read_csv(log, COLUMNS).drop_duplicates("stage", keep="last").sort_values("start", kind="stable")
+    rows = read_csv(log, TIMES).drop_duplicates("stage", keep="last").sort_values("start", kind="stable")
     if rows.empty:
         raise InputError(f"{log}: no stage stands there")
     kinds = rows["stage"].str.split("[@ ]", n=1, regex=True).str[0]

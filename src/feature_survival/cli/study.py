@@ -127,3 +127,31 @@ def quick(
     from feature_survival.quick import run
 
     run(ROOT, into, override or [])
+
+
+@app.command()
+def verify(
+    cells: Annotated[
+        list[str] | None,
+        typer.Argument(help="model-condition or model-site, e.g. mini-llama3-wanda-50; else everything"),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="as of grid, where everything is computed again")] = None,
+    spread: Annotated[
+        bool, typer.Option("--spread", help="measure how far other seeds move each number: results/spread.csv")
+    ] = False,
+) -> None:
+    """Compute published results again in .verify/ and compare; exit code 1 where seeds do not explain a difference."""
+    from feature_survival.verify import measure_spread, run
+
+    if spread:
+        typer.echo(measure_spread(settings(), ROOT, cells or [], workers))
+    else:
+        raise typer.Exit(run(settings(), ROOT, cells or [], workers))
+
+
+@app.command()
+def environment() -> None:
+    """Write results/environment.csv: machine, threads and versions of each stage's last run, from the time line."""
+    from feature_survival.environment import write
+
+    typer.echo(write(ROOT))

@@ -1,19 +1,18 @@
-"""Figures read `results/` and lay out what they find; one file a figure, one line here.
+"""Figures read `results/` and lay out what they find; one file a figure, named after the table it is drawn from.
 
-A figure is a function from the results folder to a matplotlib Figure.
+A figure is a function from the results folder to a matplotlib Figure. Those of `study.figures` are stages.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 from feature_survival.artifacts import atomic_file
 from feature_survival.schema import unknown
 
-FIRST = ["stability", "survival", "transfer", "fragility", "displacement", "causal"]
-SECOND = ["variants_by_site", "sae_pruning_sweep", "compressors", "matched", "latents"]
-FIGURES = FIRST + SECOND  # by study; a module of this package each
+FIGURES = [module.name for module in iter_modules(__path__) if module.name != "style"]
 
 
 def draw(name: str, results: Path, folder: Path) -> list[Path]:

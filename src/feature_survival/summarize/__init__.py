@@ -1,5 +1,5 @@
 """Stage `summarize`: all cells' metrics as tidy CSVs in `results/`, which git tracks; figures, tables and claims read
-nothing else. One file a question.
+nothing else. One file a question, one entry of QUESTIONS.
 
 In every table of features a dense feature counts once: its survival is the share of the SAEs it is paired with in which
 it is found again. Intervals are 95%, and resample dense SAEs, then features.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -20,30 +21,39 @@ from feature_survival.stats import holm
 from feature_survival.summarize import causal, displacement, fragility, grid, stability, survival, transfer, variants
 from feature_survival.summarize.measured import Measured, Row
 
-# A question is a function from a measured cell to the rows it adds, each with the name of its table.
-QUESTIONS: list[Callable[[Measured], Iterable[tuple[str, Row]]]] = [
-    grid.rows,
-    stability.rows,
-    survival.rows,
-    transfer.rows,
-    fragility.rows,
-    displacement.rows,
-    causal.rows,
+
+class Question(NamedTuple):
+    """What is asked of every cell."""
+
+    rows: Callable[[Measured], Iterable[tuple[str, Row]]]  # each with the name of its table
+    tables: dict[str, str]  # by name, what a row is
+
+
+QUESTIONS = [
+    Question(grid.rows, {"models": "one row a model", "cells": "one row a cell", "saes": "one row an SAE"}),
+    Question(stability.rows, {"stability": "RQ1: one row a model, pairing, kind of match and tau"}),
+    Question(survival.rows, {"survival": "RQ2: one row a cell, pairing and tau"}),
+    Question(transfer.rows, {"transfer": "RQ3: one row a cell and kind of SAE"}),
+    Question(
+        fragility.rows,
+        {
+            "fragility": "RQ4: one row a cell, pairing and quintile of firing rate",
+            "fragility_tests": "RQ4: one row a cell and pairing",
+            "predictors": "RQ4: one row a cell, pairing and predictor",
+        },
+    ),
+    Question(
+        displacement.rows,
+        {
+            "displacement": "one row a cell, pairing and quintile of displacement from initialisation",
+            "displacement_tests": "one row a cell and pairing",
+        },
+    ),
+    Question(causal.rows, {"causal": "RQ5: one row a cell, pairing, ablation and outcome"}),
 ]
 TABLES = {
-    "models": "one row a model",
-    "cells": "one row a cell",
-    "saes": "one row an SAE",
-    "stability": "RQ1: one row a model, pairing, kind of match and tau",
-    "survival": "RQ2: one row a cell, pairing and tau",
+    **{name: row for question in QUESTIONS for name, row in question.tables.items()},
     "ratios": "RQ2: one row a model, sparsity and pairing",
-    "transfer": "RQ3: one row a cell and kind of SAE",
-    "fragility": "RQ4: one row a cell, pairing and quintile of firing rate",
-    "fragility_tests": "RQ4: one row a cell and pairing",
-    "predictors": "RQ4: one row a cell, pairing and predictor",
-    "displacement": "one row a cell, pairing and quintile of displacement from initialisation",
-    "displacement_tests": "one row a cell and pairing",
-    "causal": "RQ5: one row a cell, pairing, ablation and outcome",
     "training": "losses of the base models",
     **variants.TABLES,
 }
@@ -59,10 +69,10 @@ def run(params: Params, root: Path) -> None:
         )
     own = {model: params.for_model(model) for model in params.study.models}
     measured = [Measured.read(own[cell.model], cell) for cell in cells]
-    rows: dict[str, list[Row]] = {name: [] for name in TABLES if name not in variants.TABLES}
+    rows: dict[str, list[Row]] = {name: [] for question in QUESTIONS for name in question.tables}
     for cell in progress(measured, "summarize", len(measured), "cell"):
         for question in QUESTIONS:
-            for name, row in question(cell):
+            for name, row in question.rows(cell):
                 rows[name].append(row)
     rows["ratios"] = list(survival.ratios(measured))
     tables = {name: pd.DataFrame(of_table) for name, of_table in rows.items()}

@@ -1,0 +1,259 @@
+"""What the documents say is so: every command in them is run, every example is followed, every name they use exists."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import PROGRAMS, TOP
+from documents import DOCUMENTS, blocks, commands, follow, read, spans
+from ruamel.yaml import YAML
+from test_structure import ORDER
+from typer.main import get_command
+
+from feature_survival.cli import app
+from feature_survival.verify.compare import MODELS, SEEDS
+from feature_survival.verify.tolerance import FACTORS
+
+# What needs more than a test machine has, or is run elsewhere: how a command starts -> what stands in for it.
+ELSEWHERE = {
+    "make test": "tests/test_documents.py",  # is what runs this
+    "make reproduce": "tests/test_documents.py",  # in a fresh clone
+    "dvc repro figures@cells": "tests/test_documents.py",  # with the example that makes the figure
+    "make figure FIG=cells": "tests/test_documents.py",
+    "make quick": "tests/conftest.py",  # `miniature` runs it, smaller still
+    "make recompute": "tests/test_grid.py",  # takes as long as `miniature` does
+    "make verify": "tests/test_end_to_end.py",
+    "feature-survival verify --spread": "tests/test_verify.py",
+    "dvc repro --force --single-item variants": "tests/test_variants.py",
+    "feature-survival plan --models gpt2,": "tests/test_plan.py",
+    "make lint": ".ci/run",
+    "make bench": "tests/test_benchmarks.py",  # ten minutes, and a library that is not in requirements.lock
+    "make gpu-check": "tests/test_gpu.py",
+    "pytest -m gpu": "tests/test_gpu.py",
+    "make saebench": "tests/test_saebench_agreement.py",  # the network
+    "make docker-check": "tests/test_container.py",  # the network, for hadolint
+    "docker ": "tests/docker_check.py",  # an engine
+    "export AWS_ACCESS_KEY_ID": "tests/test_remotes.py",
+    "make grid SCHEDULER": "tests/test_grid.py",  # other machines
+    "dask worker": "tests/test_grid.py",
+    "CUDA_VISIBLE_DEVICES=0 dask worker": "tests/test_grid.py",
+    "pip install dask-jobqueue": "tests/test_grid.py",  # a Slurm cluster
+    "dvc exp run": "tests/test_hub_model.py",  # the hub
+}
+# The default grid's names and those of the reader's own files, as the miniature grid has them.
+SMALLER = {
+    r"mini-\w+?-(mlp_out|attention)\b": "nano-llama3-resid_post",
+    r"\bmini-\w+": "nano-llama3",
+    r"--base BASE --compressed COMPRESSED --sae SAE --site resid_post.6 --text FILE --out DIR": (
+        "--base artifacts/nano-llama3/base --compressed artifacts/nano-llama3/base "
+        "--sae artifacts/nano-llama3/dense/sae/init0-data0 --site resid_post.1 --text short.jsonl --out audit"
+    ),
+    r"STAGE@MODEL-CONDITION": "metrics@nano-llama3-wanda-50",
+    r"https://HOST/store": "store",
+}
+
+
+def elsewhere(command: str) -> str | None:
+    return next((stands for start, stands in ELSEWHERE.items() if command.startswith(start)), None)
+
+
+RUN = [command for command in commands() if not elsewhere(command)]
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """A folder's own sources and programs, no progress bars."""
+    path = f"{folder / '.venv' / 'bin'}{os.pathsep}{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(folder / "src"), "TQDM_DISABLE": "1"}
+
+
+def run(command: str, folder: Path) -> str:
+    """What a command says; it must end well."""
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment_of(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def with_environment(folder: Path) -> Path:
+    """Give a checkout a `.venv` that is this environment, newer than what it is made from."""
+    (folder / ".venv").mkdir()
+    for entry in Path(sys.prefix).iterdir():
+        if entry.name != ".complete":
+            (folder / ".venv" / entry.name).symlink_to(entry)
+    (folder / ".venv" / ".complete").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkout(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature grid, committed, its outputs in store/, in an environment."""
+    folder = shutil.copytree(miniature, tmp_path_factory.mktemp("documents") / "clone", symlinks=True)
+    lines = (folder / "data" / "evaluation.jsonl").read_text().splitlines(keepends=True)
+    (folder / "short.jsonl").write_text("".join(lines[:10]))  # a reader's text
+    run("dvc push --quiet", folder)
+    run("git add --all && git -c user.name=a -c user.email=a@b commit --quiet --message grid", folder)
+    return with_environment(folder)
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_a_command_of_the_documents_ends_well(checkout: Path, command: str) -> None:
+    for typed, small in SMALLER.items():
+        command = re.sub(typed, small, command)
+    try:
+        run(command, checkout)
+    finally:
+        (checkout / ".dvc" / "config.local").unlink(missing_ok=True)  # a remote that was added
+
+
+def test_what_is_not_run_here_has_a_test_that_stands_in_for_it() -> None:
+    for start, stands_in in ELSEWHERE.items():
+        assert any(command.startswith(start) for command in commands()), f"no document says {start!r}"
+        assert (TOP / stands_in).exists()
+
+
+def test_both_commands_of_the_readme_are_targets_of_make() -> None:
+    (first,) = [block for block in blocks("README.md") if "make reproduce" in block.text]
+    assert "make test" in first.text
+    targets = re.findall(r"^([a-z-]+):", (TOP / "Makefile").read_text(), re.MULTILINE)
+    for command in commands():
+        if command.startswith("make "):
+            assert next(word for word in command.split()[1:] if "=" not in word) in targets, command
+
+
+def test_a_fresh_clone_reproduces_from_the_store_and_computes_no_stage(checkout: Path, tmp_path: Path) -> None:
+    run(f"git clone --quiet {checkout} fresh", tmp_path)
+    fresh = with_environment(tmp_path / "fresh")
+    shown = run("make reproduce", fresh)
+    assert "Published claims" in shown
+    ran = fresh / "artifacts" / "timeline.csv"
+    stages = set(pd.read_csv(ran)["stage"]) if ran.exists() else set()
+    assert not {stage for stage in stages if stage.split()[0] != "data"}
+    assert not run("git status --porcelain", fresh).replace("?? .venv/\n", "")
+
+
+def examples(heading: str, root: Path) -> list[Path]:
+    """Follow every example under a heading; the files written or changed."""
+    found = [block for block in blocks("CONTRIBUTING.md") if block.heading == heading]
+    assert found
+    for block in found:
+        assert len(block.text.splitlines()) < 30
+    return [path for block in found for path in follow(block, root)]
+
+
+@pytest.fixture
+def copy(checkout: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(checkout, tmp_path / "copy", symlinks=True)
+
+
+def change_params(root: Path, change: Callable[..., None]) -> None:
+    params = YAML().load(root / "params.yaml")
+    change(params)
+    YAML().dump(params, root / "params.yaml")
+
+
+def lint(root: Path, files: list[Path]) -> None:
+    python = " ".join(str(file) for file in files if file.suffix == ".py")
+    run(f"ruff check {python} && ruff format --check {python}", root)
+
+
+def test_the_example_adds_a_model_family(copy: Path) -> None:
+    lint(copy, examples("A model family", copy))
+    shown = run("python -m pytest tests/test_families.py -k Olmo2", copy)
+    assert re.search(r"\d+ passed", shown) and "failed" not in shown
+
+
+def test_the_example_adds_a_compression_method(copy: Path) -> None:
+    lint(copy, examples("A compression method", copy))
+    change_params(copy, lambda params: params["study"]["conditions"].append("ria-50"))
+    run("feature-survival prune nano-llama3", copy)
+    written = json.loads((copy / "artifacts/nano-llama3/prune/ria-50/condition.json").read_text())
+    assert written["achieved_sparsity"]["all"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_example_adds_a_metric(copy: Path) -> None:
+    lint(copy, examples("A metric", copy))
+    run("feature-survival metrics nano-llama3 wanda-50 && dvc repro --single-item summarize", copy)
+    evenness = pd.read_csv(copy / "results" / "evenness.csv")
+    assert len(evenness) == 5 and evenness["gini"].between(0.05, 0.95).all()
+    saes = pd.read_csv(copy / "results" / "saes.csv")
+    assert saes.loc[saes["condition"] == "wanda-50", "highest_rate"].between(0, 1).all()
+
+
+def test_the_example_adds_a_figure(copy: Path) -> None:
+    lint(copy, examples("A figure", copy))
+    change_params(copy, lambda params: params["study"]["figures"].append("cells"))
+    drawn = copy / "paper_figures" / "cells.png"
+    for command in ("make figure FIG=cells", "dvc repro figures@cells"):
+        drawn.unlink(missing_ok=True)
+        run(command, copy)
+        assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_contributing_has_a_paragraph_on_every_module_in_import_order() -> None:
+    paragraphs = re.findall(r"^\*\*`(\w+)`\*\* \S", read("CONTRIBUTING.md"), re.MULTILINE)
+    assert paragraphs == ORDER
+
+
+def test_the_tolerances_are_those_that_are_applied() -> None:
+    stated = re.findall(r"\b(\d+) times as far as", read("REPRODUCE.md"))
+    assert [float(factor) for factor in stated] == [FACTORS[SEEDS], FACTORS[MODELS]]
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", read(document)):
+        file, _, anchor = target.partition("#")
+        assert (TOP / (file or document)).exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", read(file or document), re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+ROOTS = ["", "src/feature_survival", "results", "paper_figures", "tests"]
+FILE = re.compile(r"[\w.{},/-]+\.(?:py|csv|md|json|yaml|yml|lock|png|pdf|tex|toml|dvc|cff)")
+# Made by a command, or an example's own.
+MADE = r"artifacts/.*|.*(features|matches)\.parquet|DIR/.*|audit\.(html|json)|one\.csv|other\.csv|\.\w+/.*"
+
+
+def braces(path: str) -> list[str]:
+    """`a/{b,c}.py` -> `a/b.py`, `a/c.py`."""
+    parts = [part.split(",") if number % 2 else [part] for number, part in enumerate(re.split(r"[{}]", path))]
+    return ["".join(chosen) for chosen in product(*parts)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_a_document_names_exists(document: str) -> None:
+    named = [path for span in spans(document) for word in span.split() if FILE.fullmatch(word) for path in braces(word)]
+    assert named
+    absent = [path for path in named if not any((TOP / root / path).exists() for root in ROOTS)]
+    assert not [path for path in absent if not re.fullmatch(MADE, path)]
+
+
+def test_every_option_of_ours_that_a_document_names_exists() -> None:
+    known = {option for command in get_command(app).commands.values() for one in command.params for option in one.opts}
+    ours = [span for document in DOCUMENTS for span in spans(document) if re.match(r"--|feature-survival ", span)]
+    ours += [command for command in commands() if "feature-survival " in command and not command.startswith("docker")]
+    foreign = {"--local", "--user", "--gpus", "--nthreads", "--allow-missing", "--help"}  # dvc's, docker's, dask's
+    named = {option for text in ours for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", text)}
+    assert named and not named - known - foreign
