@@ -103,7 +103,6 @@ def write_params(project: Path, layers: int, dtype: str, condition: str, hidden_
         "study.conditions": ["dense", condition],
         "report.conditions": [condition],
         "release.conditions": ["dense"],
-        "release.conditions": ["dense"],
         "variants.condition": condition,
         "prune.hidden_states": hidden_states,
     }
