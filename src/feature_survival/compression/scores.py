@@ -1,6 +1,7 @@
 """Saliency of single weights: the lowest-scored ones are pruned.
 
-A new score is one function and one line in `SCORES`.
+A new score is one function and one line in `SCORES`; one in `recipes.METHOD_KEYS` says which settings it takes, before
+torch is imported.
 """
 
 from __future__ import annotations
