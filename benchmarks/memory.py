@@ -42,6 +42,7 @@ CHANGES: dict[str, Any] = {
     "sae.expansion": 4,
     "sae.batch_tokens": 512,
     "sae.warmup_steps": 2,
+    "sae.dead_after_steps": 1,  # so that features die, and are revived, in so few steps
     "seeds": {"dense": [[0, 0]], "compressed": [[0, 0]]},
     "metrics.splice_windows": 16,
     "metrics.causal_features": 5,
@@ -125,7 +126,7 @@ def make_project(project: Path, layers: int) -> None:
     from feature_survival.models import build
     from feature_survival.text import documents, train_tokenizer
 
-    (project / "data").mkdir()
+    (project / "data").mkdir(parents=True, exist_ok=True)
     words = [line for file in sorted((TOP / "src").rglob("*.py")) for line in file.read_text().split()]
     drawn = random.Random(0)  # noqa: S311
     for split in ("lm", "calibration", "sae", "evaluation"):
@@ -168,7 +169,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=16, help="decoder blocks of 16.8M parameters (default: 16)")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    parser.add_argument("--record", type=Path, help="JSON of measurements: what stands there is not measured again")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        help="JSON of measurements: what stands there is not measured again; the project stays in a folder beside it",
+    )
     arguments = parser.parse_args()
     if arguments.layers < 1:
         parser.error("--layers must be 1 or more")
@@ -177,8 +182,10 @@ def main() -> None:
         record = json.loads(arguments.record.read_text())
     print("| dtype | stage | planned GiB | measured GiB | ratio |\n| --- | --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
-        project = Path(folder)
-        make_project(project, arguments.layers)
+        # Stages read what those before them left: what is measured later needs the same project.
+        project = arguments.record.with_suffix("") if arguments.record else Path(folder)
+        if not (project / "artifacts").exists():
+            make_project(project, arguments.layers)
         for dtype in arguments.dtypes:
             for condition, hidden_states, stage in RUNS:
                 write_params(project, arguments.layers, dtype, condition, hidden_states)

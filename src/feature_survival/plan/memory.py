@@ -1,7 +1,8 @@
 """What each stage holds at its heaviest moments, and the setting that makes a moment lighter.
 
-Counted: weights, what waits in lists, the largest temporaries of a batch, files that are mapped. Not counted: what the
-allocator keeps back. `benchmarks/memory.py` checks it on a model of 300M parameters.
+Counted: libraries, weights, what waits in lists, the largest temporaries of a batch, files that are mapped; and, where
+stages keep freed memory (`launch.keep_memory`), places that stay empty: a tensor asks for its size and its alignment,
+so that one of the same size does not fit where another was. `benchmarks/memory.py` checks it on 300M parameters.
 """
 
 from __future__ import annotations
@@ -17,10 +18,16 @@ from feature_survival.plan.work import Plan, form_bytes, settings_at, ways
 from feature_survival.recipes import Recipe
 from feature_survival.sae import CHUNK, ROWS
 
-TRAINING = 0.12e9  # bytes of what is loaded where SAEs are trained: measured
-RUNTIME = 0.45e9  # bytes of Python, torch and transformers before anything is computed: measured
+# Bytes of libraries, measured.
+RUNTIME = 0.45e9  # Python, torch and transformers before anything is computed
+TRAINING = 0.12e9  # what is loaded in addition where SAEs are trained
+TABLES = 0.11e9  # pandas, scipy and pyarrow, where metrics are measured
+TRAINED_ALONE = 0.38e9  # Python, torch and what our trainer loads: no model, no transformers
 NORMALIZED = 65536  # activations that are normalised at a time
-SPLICED = 20  # bytes a logit: both log-probabilities, and three temporaries of their divergence
+# Bytes a logit while a splice is measured: log-probabilities without it, their exponentials, log-probabilities of the
+# last splice, logits, and the log-probabilities that become of them.
+SPLICED = 5 * FLOAT
+SPLICED_KEPT = 2 * FLOAT  # places of the first logits, and of a divergence's difference
 
 
 class Moment(NamedTuple):
@@ -30,6 +37,7 @@ class Moment(NamedTuple):
     device: float
     host: float = 0.0  # beside the libraries, and beside the device's where that is the host
     setting: str = ""  # to lower for less
+    kept: float = 0.0  # empty places, where the device is the host
 
 
 class Peak(NamedTuple):
@@ -44,12 +52,20 @@ def peak(plan: Plan, stage: str, device: Device) -> Peak:
     """The heaviest moments of one of `work.STAGES`. A device that is the host has one memory for both; a GPU's weights
     pass through the host's."""
     moments = list(_MOMENTS[stage](plan))
-    most = max(moments, key=lambda moment: moment.device + moment.host * device.is_host)
+    most = max(moments, key=lambda moment: moment.device + (moment.host + moment.kept) * device.is_host)
+    libraries = _libraries(plan, stage)
     if device.is_host:
-        total = RUNTIME + most.device + most.host
+        total = libraries + most.device + most.host + most.kept
         return Peak(total, total, most)
     loaded = plan.shape.weights if stage not in ("base", "sae") else 0
-    return Peak(most.device, RUNTIME + loaded + max(moment.host for moment in moments), most)
+    return Peak(most.device, libraries + loaded + max(moment.host for moment in moments), most)
+
+
+def _libraries(plan: Plan, stage: str) -> float:
+    """Bytes of what a stage imports."""
+    if stage == "sae":
+        return TRAINED_ALONE if plan.params.sae.trainer == "sparse" else RUNTIME + TRAINING
+    return RUNTIME + TABLES * (stage in ("metrics", "variants")) + TRAINING * (stage == "variants")
 
 
 def _loaded(plan: Plan, beside: float = 0.0) -> Moment:
@@ -147,13 +163,24 @@ def _cache(plan: Plan) -> Iterator[Moment]:
     yield Moment("normalising", plan.shape.weights, sums + rows * width * HALF, "activations.sae_windows")
 
 
-def training(together: list[Sae], width: int) -> float:
-    """SAEs that share a pass over the shards: weights, gradients, two moments, where decoder rows started, the last one
-    as it is written; a batch's codes. Measured; sae-lens's trainer holds more of both."""
-    matrices, codes = (12, 4.5) if together[0].trainer == "sparse" else (13, 10)
-    held = sum(matrices * of.expansion for of in together) + 2 * together[0].expansion
-    largest = max(of.expansion * of.batch_tokens for of in together)
-    return (held * width + codes * largest) * width * FLOAT
+def _training(together: list[Sae], width: int, held: float = 0.0, mapped: float = 0.0) -> Iterator[Moment]:
+    """SAEs that share a pass over the shards, and one of them in its step.
+
+    Each holds nine times a matrix: where decoder rows started, two weights, their gradients, two moments of both; and
+    leaves the places of its rows as drawn and as normalised. A step adds new gradients beside the old; a batch's codes
+    before and behind the decoder's norm. Reviving, at most all features, adds decoder rows and two gradients over three
+    of a batch's codes, or the rows over four. At the end: weights as they are stored, and for the cosines three
+    temporaries; both matrices in half precision, and as bytes. sae-lens's trainer is measured as a whole.
+    """
+    matrix, codes = width * width * FLOAT, width * FLOAT * max(of.expansion * of.batch_tokens for of in together)
+    every, largest = matrix * sum(of.expansion for of in together), matrix * max(of.expansion for of in together)
+    if together[0].trainer == "sae_lens":
+        yield Moment("a step", held + 13 * every + 2 * largest + 10 * codes, mapped + largest, "sae.batch_tokens")
+        return
+    held += 9 * every
+    reviving = max(3 * largest + 3 * codes, largest + 4 * codes) if together[0].auxiliary_coefficient else 0
+    yield Moment("a step", held + 2 * largest + 2 * codes + reviving, mapped, "sae.batch_tokens", 2 * every)
+    yield Moment("writing an SAE", held + 5 * largest, mapped + 2 * largest, "sae.expansion", 2 * every)
 
 
 def _together(asked: list[tuple[Sae, Seed]]) -> list[Sae]:
@@ -164,13 +191,11 @@ def _together(asked: list[tuple[Sae, Seed]]) -> list[Sae]:
 
 
 def _sae(plan: Plan) -> Iterator[Moment]:
-    """The SAE; the mapped activations; its weights once more as they are written."""
+    """The SAEs; the mapped activations, and their order."""
     settings, width = plan.params.sae, plan.width_at(plan.params.study.site)
-    features, rows = settings.expansion * width, plan.params.activations.sae_windows * (plan.params.window - 1)
-    mapped = rows * (width * HALF + 8)
-    written = width * features * 2 * HALF
+    rows = plan.params.activations.sae_windows * (plan.params.window - 1)
     asked = [(settings, seed) for seed in plan.params.seeds.dense]
-    yield Moment("a step", training(_together(asked), width), TRAINING + mapped + written, "sae.batch_tokens")
+    yield from _training(_together(asked), width, 0.0, rows * (width * HALF + 8))
 
 
 def _predicting(plan: Plan, windows: int, window: int) -> float:
@@ -181,19 +206,23 @@ def _predicting(plan: Plan, windows: int, window: int) -> float:
 
 def _metrics(plan: Plan) -> Iterator[Moment]:
     """All SAEs of a cell in float32, and in turn: two models' codes; all cosines of two SAEs, on the host in float64
-    twice; the model with log-probabilities of a batch."""
+    twice; the model with log-probabilities of a batch; the model in float32, beside itself until all is converted, with
+    the effects of features. What a moment leaves empty serves the next."""
     params, shape, settings = plan.params, plan.shape, plan.params.metrics
     width, batch = plan.width_at(params.study.site), params.activations.batch_windows
     features, rows = params.sae.expansion * width, params.activations.evaluation_windows * (params.window - 1)
     count = len(params.seeds.dense) + max(len(params.sae_seeds(name)) for name in params.study.conditions)
     saes, mapped = count * 2 * width * features * FLOAT, 2 * rows * width * HALF
     yield _loaded(plan, saes)
-    yield Moment("transfer", saes + _codes(rows, width, features), mapped)
+    codes = _codes(rows, width, features)
+    yield Moment("transfer", saes + codes, mapped, "", codes)  # each of its tensors beside the place of the last
     cosines = features * features
     yield Moment("matching", saes + cosines * FLOAT, mapped + cosines * 2 * DOUBLE, "sae.expansion")
     yield from _splicing(plan, shape.weights + saes, mapped)
-    # Effects are measured in float32.
-    yield from _splicing(plan, shape.weights / shape.item * FLOAT + saes, mapped)
+    single = shape.parameters * FLOAT
+    if shape.item != FLOAT:
+        yield Moment("converting the model", single + shape.weights + saes, mapped)
+    yield Moment("effects", single + saes + _effects(plan), mapped, "activations.batch_windows")
     if _running(plan):
         long = settings.perplexity.window
         text = _predicting(plan, max(1, batch * params.window // long), long)
@@ -211,11 +240,23 @@ def _codes(rows: int, width: int, features: int) -> float:
     return encoding + min(rows, CHUNK) * features * FLOAT
 
 
+def _effects(plan: Plan) -> float:
+    """Log-probabilities while features are ablated: a batch of windows', where any of them fires, beside the last
+    batch's and their logits; then of a batch of pairs, where its own fires, six at a time."""
+    params, shape, settings = plan.params, plan.shape, plan.params.metrics
+    features = params.sae.expansion * plan.width_at(params.study.site)
+    windows = min(params.activations.batch_windows, settings.causal_features * settings.causal_windows)
+    fired = 1 + params.window * params.sae.k / features
+    plain = windows * params.window
+    return shape.vocabulary * FLOAT * max(3 * plain, plain + 6 * windows * fired)
+
+
 def _splicing(plan: Plan, held: float, mapped: float) -> Iterator[Moment]:
     """Beside what is held: log-probabilities of a batch of windows, with and without a splice."""
     params, shape = plan.params, plan.shape
-    tokens = params.activations.batch_windows * params.window
-    yield Moment("splicing", held + tokens * shape.vocabulary * SPLICED, mapped, "activations.batch_windows")
+    logits = params.activations.batch_windows * (params.window - 1) * shape.vocabulary
+    setting = "activations.batch_windows"
+    yield Moment("splicing", held + logits * SPLICED, mapped, setting, logits * SPLICED_KEPT)
 
 
 def _variants(plan: Plan) -> Iterator[Moment]:
@@ -229,12 +270,13 @@ def _variants(plan: Plan) -> Iterator[Moment]:
         others = [settings[0]] * (1 + ways(plan, study.condition) * levels)
         others += [of for of in settings[1:] for _ in range(1 + levels)]
         saes = sum(2 * width * of.expansion * width * FLOAT for of in (*dense, *others))
-        held, mapped = plan.shape.weights + saes, TRAINING + 2 * rows * width * HALF
+        held, mapped = plan.shape.weights + saes, 2 * rows * width * HALF
         features = params.sae.expansion * width
         yield from _reading(plan, site, study.sae_windows, plan.shape.weights + saes)
         asked = [(of, seed) for of in settings for seed in (study.seeds if of is settings[0] else study.seeds[:1])]
-        yield Moment("a step", held + training(_together(asked), width), mapped, "sae.batch_tokens")
-        yield Moment("encoding", held + _codes(rows, width, features), mapped)
+        yield from _training(_together(asked), width, held, mapped)
+        codes = _codes(rows, width, features)
+        yield Moment("encoding", held + codes, mapped, "", codes)
         yield from _splicing(plan, held, mapped)
         probed = study.probe_windows * (params.window - 1) * (features * 2 + width * 4) * FLOAT
         yield Moment("what latents mean", held + probed, mapped, "variants.probe_windows")
