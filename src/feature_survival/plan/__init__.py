@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from feature_survival.config import Params
 from feature_survival.plan.devices import DEVICES, Device
-from feature_survival.plan.memory import RUNTIME, peak
+from feature_survival.plan.memory import LIBRARIES, peak
 from feature_survival.plan.work import STAGES, Plan
 from feature_survival.schema import InputError, unknown
 
@@ -121,6 +121,6 @@ def assumptions(device: str) -> str:
     return (
         f"{device} sustains {of.efficiency:.0%} ({origin}) of {of.half / 1e12:.3g}, {of.single / 1e12:.3g} and "
         f"{of.double / 1e12:.3g} TFLOP/s in 16, 32 and 64 bits and of {of.bandwidth / 1e9:.0f} GB/s; it has "
-        f"{of.memory / GIB:.0f} GiB; disk and download 500 MB/s; one stage after another; {RUNTIME / GIB:.1f} GiB of "
-        "libraries on the host"
+        f"{of.memory / GIB:.0f} GiB; disk and download 500 MB/s; one stage after another; {LIBRARIES[0] / GIB:.1f} to "
+        f"{LIBRARIES[1] / GIB:.1f} GiB of libraries on the host"
     )

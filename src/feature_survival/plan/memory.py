@@ -23,6 +23,7 @@ RUNTIME = 0.45e9  # Python, torch and transformers before anything is computed
 TRAINING = 0.12e9  # what is loaded in addition where SAEs are trained
 TABLES = 0.11e9  # pandas, scipy and pyarrow, where metrics are measured
 TRAINED_ALONE = 0.38e9  # Python, torch and what our trainer loads: no model, no transformers
+LIBRARIES = (TRAINED_ALONE, RUNTIME + TRAINING + TABLES)  # the fewest and the most of a stage
 NORMALIZED = 65536  # activations that are normalised at a time
 # Bytes a logit while a splice is measured: log-probabilities without it, their exponentials, log-probabilities of the
 # last splice, logits, and the log-probabilities that become of them.
