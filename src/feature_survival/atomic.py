@@ -105,11 +105,14 @@ def _room_for(path: Path) -> Iterator[None]:
     """Libraries report a full disk by errors of their own, and without a name: InputError with both."""
     try:
         yield
-    except Exception as error:
-        for number in NO_ROOM:
-            text = f"{os.strerror(number)} (os error {number})"
-            if getattr(error, "errno", None) == number or text in str(error):
-                raise InputError(f"{path}: {os.strerror(number).lower()}; nothing was changed") from None
+    except Exception as raised:
+        error: BaseException | None = raised
+        while error:  # a library that fails to close the file as well hides the first behind another
+            for number in NO_ROOM:
+                text = f"{os.strerror(number)} (os error {number})"
+                if getattr(error, "errno", None) == number or text in str(error):
+                    raise InputError(f"{path}: {os.strerror(number).lower()}; nothing was changed") from None
+            error = error.__cause__ or error.__context__
         raise
 
 

@@ -55,8 +55,9 @@ def blank(
     folder = tmp_path_factory.mktemp("faults") / "blank"
     _trained(folder, write_params)
     write_params(folder, STUDY)
-    for name in ("claims.yaml", "requirements.lock"):
-        shutil.copy(pipeline.TOP / name, folder)
+    (folder / "results").mkdir()
+    for name in ("claims.yaml", "requirements.lock", "results/spread.csv"):
+        shutil.copy(pipeline.TOP / name, folder / name)
     return folder
 
 
