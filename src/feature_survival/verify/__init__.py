@@ -64,9 +64,13 @@ def run(params: Params, root: Path, names: list[str], workers: int | None) -> in
 def measure_spread(params: Params, root: Path, names: list[str], workers: int | None) -> Path:
     """Measure how far other seeds move each number, and write results/spread.csv.
 
-    Cells and places named are computed with SAEs of other seeds; nothing named: everything, with models of other seeds.
+    Places named are computed with SAEs of other seeds; nothing named: everything, with models of other seeds. Cells are
+    refused: the first study's tables cannot hold other seeds beside the published ones.
     """
     chosen, lock = recompute.choose(names, params), read_lock(root)
+    if chosen.cells:
+        model, condition = chosen.cells[0]
+        raise InputError(f"--spread: {model}-{condition} is a cell; name places, e.g. {model}-mlp_out, or nothing")
     links, scratch = recompute.needed(params, chosen), root / SCRATCH
     if wrong := altered(root, lock, [] if chosen.everything else links):
         raise InputError(
@@ -92,7 +96,7 @@ def _again(
     """Compute in the scratch clone: the chosen stages, all tables, all verdicts."""
     recompute.prepare(root, scratch, [] if chosen.everything else links)
     if other_seeds:
-        recompute.shift_seeds(scratch, chosen.everything)
+        recompute.shift_seeds(scratch, chosen)
     recompute.provide_text(root, scratch)
     there = environment.published(root)
     recompute.compute(scratch, chosen, workers, environment.read(there) if there.exists() else {})

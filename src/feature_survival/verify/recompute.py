@@ -126,15 +126,16 @@ def changed_outputs(scratch: Path, chosen: Chosen, lock: dict[str, Entry]) -> di
     }
 
 
-def shift_seeds(scratch: Path, everything: bool) -> None:
-    """Other seeds of all SAEs; where everything is computed again, of the models as well."""
+def shift_seeds(scratch: Path, chosen: Chosen) -> None:
+    """Other seeds of the second study's SAEs; where everything is computed again, of all SAEs and of the models."""
     from ruamel.yaml import YAML
 
     path, yaml = scratch / "params.yaml", YAML()
     content: Any = yaml.load(path)
-    for section, key in (("seeds", "dense"), ("seeds", "compressed"), ("variants", "seeds")):
+    of_first = [("seeds", "dense"), ("seeds", "compressed")] if chosen.everything else []
+    for section, key in [*of_first, ("variants", "seeds")]:
         content[section][key] = [[seed + SHIFT for seed in pair] for pair in content[section][key]]
-    for model in content["study"]["bases"] if everything else []:
+    for model in content["study"]["bases"] if chosen.everything else []:
         if training := content["models"][model]["weights"].get("training"):
             training["seed"] += SHIFT
     yaml.dump(content, path)

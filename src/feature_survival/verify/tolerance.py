@@ -57,12 +57,14 @@ def measure(aligned: pd.DataFrame, between: str) -> pd.DataFrame:
 
 
 def write_spread(root: Path, measured: pd.DataFrame) -> Path:
-    """Put a measured spread in the place of the earlier one of its kind. Returns the file."""
+    """Put a measured spread in the place of the earlier one of its kind, table by table. Returns the file."""
     path = spread_file(root)
     tables = [measured]
     if path.exists():
         old = read_spread(root).fillna({"question": ""})
-        tables.append(old[~old["between"].isin(measured["between"])])
+        kind = ["between", "table"]
+        anew = pd.MultiIndex.from_frame(old[kind]).isin(pd.MultiIndex.from_frame(measured[kind]))
+        tables.append(old[~anew])
     with atomic_file(path) as file:
         pd.concat(tables).sort_values(COLUMNS[:4]).to_csv(file, index=False, float_format="%.3g", lineterminator="\n")
     return path
