@@ -31,13 +31,14 @@ def pull(root: Path, name: str | None) -> None:
         with Repo(str(root)) as repo:
             name = name or repo.config["core"].get("remote")
             label = f"remote {name!r}"
-            missing = _ask(repo, name)
+            missing, nothing_is_here = _ask(repo, name)
         if not missing:
             print("pull: nothing is missing")
             return
         advice = "pull again to go on"
         with Repo(str(root), config={"remote": {name: {"verify": True}}}) as repo:
-            stats = repo.pull(targets=missing, remote=name)["stats"]
+            # A target takes DVC a second and more to look up: of a fresh clone everything is wanted anyway.
+            stats = repo.pull(targets=None if nothing_is_here else missing, remote=name)["stats"]
     except CheckoutError as error:
         lacking = ", ".join(error.target_infos)
         raise InputError(f"{label}: missing there, or not the bytes dvc.lock names: {lacking}; {advice}") from None
@@ -47,11 +48,14 @@ def pull(root: Path, name: str | None) -> None:
     print(f"pull: {get_summary(stats.items())}")
 
 
-def _ask(repo: Any, name: str | None) -> list[str]:
-    """Look up the first missing output on the remote, by DVC's own file system for it. Returns all missing ones."""
+def _ask(repo: Any, name: str | None) -> tuple[list[str], bool]:
+    """Look up the first missing output on the remote, by DVC's own file system for it.
+
+    Returns all missing ones, and whether none is here.
+    """
     store = repo.cloud.get_remote_odb(name, "pull")
     pushed = [out for out in repo.index.outs if out.use_cache and out.hash_info]
     missing = [out for out in pushed if not Path(out.fs_path).exists()]
     if missing:
         store.fs.info(store.oid_to_path(missing[0].hash_info.value))
-    return [out.fs_path for out in missing]
+    return [out.fs_path for out in missing], len(missing) == len(pushed)
