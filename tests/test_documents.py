@@ -41,6 +41,8 @@ ELSEWHERE = {
     "make gpu-check": "tests/test_gpu.py",
     "pytest -m gpu": "tests/test_gpu.py",
     "make saebench": "tests/test_saebench_agreement.py",  # the network
+    "make drill": "tests/faults/test_kill.py",  # fifteen minutes
+    "make pip-audit": "requirements.lock",  # an advisory service
     "make docker-check": "tests/test_container.py",  # the network, for hadolint
     "docker ": "tests/docker_check.py",  # an engine
     "export AWS_ACCESS_KEY_ID": "tests/test_remotes.py",
