@@ -109,8 +109,8 @@ def _room_for(path: Path) -> Iterator[None]:
         error: BaseException | None = raised
         while error:  # a library that fails to close the file as well hides the first behind another
             for number in NO_ROOM:
-                text = f"{os.strerror(number)} (os error {number})"
-                if getattr(error, "errno", None) == number or text in str(error):
+                texts = f"{os.strerror(number)} (os error {number})", f"[Errno {number}]"  # of Rust; of many files
+                if getattr(error, "errno", None) == number or any(text in str(error) for text in texts):
                     raise InputError(f"{path}: {os.strerror(number).lower()}; nothing was changed") from None
             error = error.__cause__ or error.__context__
         raise
