@@ -181,7 +181,7 @@ def test_what_is_published_is_computed_again_byte_for_byte(scratch):
     }
     assert (
         last.startswith("verified: ")
-        and " metrics in 1 place, computed again, and " in last
+        and " metrics in 1 place computed again, " in last
         and "all identical; " in last
     )
     assert digests(scratch / "results") == before and not (scratch / ".verify").exists()

@@ -55,6 +55,7 @@ def grids(draw: st.DrawFn) -> dict[str, Any]:
     content["study"].update(bases=models, models=models, conditions=["dense", *others], site=site)
     content["variants"].update(models=models, sites=[site], condition=others[0])
     content["report"]["conditions"] = others[:1]
+    content["release"]["conditions"] = ["dense"]
     content["sae"].update(k=draw(st.integers(1, 500)), learning_rate=draw(st.floats(1e-6, 1.0)))
     content["window"] = draw(st.integers(3, 128))
     content["activations"]["sae_windows"] = draw(st.integers(1, 10**6))
