@@ -180,9 +180,7 @@ def test_what_is_published_is_computed_again_byte_for_byte(scratch):
         "variants@nano-llama3-resid_post",
     }
     assert (
-        last.startswith("verified: ")
-        and " metrics in 1 place computed again, " in last
-        and "all identical; " in last
+        last.startswith("verified: ") and " metrics in 1 place computed again, " in last and "all identical; " in last
     )
     assert digests(scratch / "results") == before and not (scratch / ".verify").exists()
 
