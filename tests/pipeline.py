@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,19 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     """A command in a project, as a user would type it."""
     return subprocess.run(
         words, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def start(folder: Path, *words: str, **streams: int) -> subprocess.Popen[str]:
+    """A command under way, in a session of its own as a terminal's; what it says is read as it comes."""
+    return subprocess.Popen(
+        words,
+        cwd=folder,
+        env=ENVIRONMENT,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **streams},
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
 
 

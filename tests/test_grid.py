@@ -16,7 +16,7 @@ import psutil
 import pytest
 from conftest import TOP, contents
 from distributed import LocalCluster
-from pipeline import ENVIRONMENT, STUDY, dvc, outcome, run
+from pipeline import STUDY, dvc, outcome, run, start
 from ruamel.yaml import YAML
 
 from feature_survival.artifacts import timeline
@@ -37,17 +37,8 @@ def grid(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def started(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A grid under way, in a session of its own as a terminal's; its lines are read as they come."""
-    with subprocess.Popen(
-        command(options),
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-    ) as running:
+    """A grid under way, killed in the end."""
+    with start(folder, *command(options)) as running:
         try:
             yield running
         finally:

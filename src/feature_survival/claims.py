@@ -101,8 +101,12 @@ def evidence(root: Path) -> list[dict[str, str]]:
     """What each verdict of `results/claims.json` rests on, for print: one row a claim, by its name in claims.yaml."""
     path, rows = root / "claims.yaml", []
     judged = {found["name"]: found for found in read_json(root / "results" / "claims.json")}
+    spread = root / "results" / "spread.csv"
+    measured = read_csv(spread, ["between", "table", "column", "question", "spread"]) if spread.exists() else None
     for name, claim in load(path).items():
         test = claim.test
+        file = root / "results" / f"{test.table}.csv"
+        table = read_csv(file)
         bound = f"at least {test.at_least:g}" if test.at_least is not None else f"at most {test.at_most:g}"
         rows.append(
             {
@@ -112,33 +116,26 @@ def evidence(root: Path) -> list[dict[str, str]]:
                 "of them": f"{test.summary} `{test.measure}`",
                 "expected": judged[name]["here"],
                 "holds if": bound,
-                "spread": _spread(test, root),
-                "computed by": _stages(test, root, f"{path}: {name}"),
+                "spread": "-" if measured is None else _spread(test, table, measured),
+                "computed by": _stages(test, table, f"{path}: {name}", file),
             }
         )
     return rows
 
 
-def _spread(test: Test, root: Path) -> str:
-    """How far other seeds move each column that a test asks, as measured; nothing where it was not."""
-    path = root / "results" / "spread.csv"
-    if not path.exists():
-        return "-"
-    measured = read_csv(path, ["between", "table", "column", "question", "spread"])
-    columns = _asked(test, read_csv(root / "results" / f"{test.table}.csv"))
+def _spread(test: Test, table: pd.DataFrame, measured: pd.DataFrame) -> str:
+    """How far other seeds move each column of its table that a test asks, as measured; nothing where it was not."""
     of_test = measured[(measured["table"] == test.table) & measured["question"].isna()].set_index("column")
     found = [
         f"{column} {of_column['spread']:.2g} ({of_column['between']})"
-        for column in columns
+        for column in _asked(test, table)
         for _, of_column in of_test.loc[of_test.index == column].sort_values("between").iterrows()
     ]
     return "; ".join(found) or "-"
 
 
-def _stages(test: Test, root: Path, where: str) -> str:
-    """The stages behind a test's rows, and how many."""
-    path = root / "results" / f"{test.table}.csv"
-    table = read_csv(path)
+def _stages(test: Test, table: pd.DataFrame, where: str, path: Path) -> str:
+    """The stages behind a test's rows of its table, and how many."""
     rows = table[_expression(table, test.rows, where, path)] if len(table) else table
     if rows.empty:
         return "-"

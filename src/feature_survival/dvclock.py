@@ -19,6 +19,7 @@ from feature_survival.atomic import atomic_file
 from feature_survival.schema import InputError
 
 NAME = "dvc.lock"
+NO_STAGES = "schema: '2.0'\nstages: {}\n"  # what stands for it before the first stage has ended
 
 
 def _kept(root: Path) -> Path:
@@ -29,8 +30,9 @@ def keep(root: Path) -> None:
     """Set a copy of dvc.lock aside, in a stage that DVC or the grid has started: nobody writes dvc.lock then."""
     if "DVC_STAGE" not in os.environ:
         return
+    lock = root / NAME
     with contextlib.suppress(OSError, InputError), atomic_file(_kept(root)) as partial:
-        shutil.copyfile(root / NAME, partial)
+        partial.write_bytes(lock.read_bytes() if lock.exists() else NO_STAGES.encode())
 
 
 def mend(root: Path) -> str:

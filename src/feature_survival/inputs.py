@@ -10,11 +10,10 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from feature_survival.schema import InputError
+from feature_survival.schema import InputError, value_at
 
 
 @contextmanager
@@ -48,10 +47,10 @@ def _inputs(root: Path, stage: str, items: Mapping[str, object]) -> Iterator[tup
     def filled(text: str) -> str:
         """With the values in place of `${...}`."""
         known = {"item": items, **params}
-        return re.sub(r"\$\{(.+?)\}", lambda found: str(_at(known, found.group(1))), text)
+        return re.sub(r"\$\{(.+?)\}", lambda found: str(value_at(known, found.group(1))), text)
 
     for key in map(filled, declared.get("params", ())):
-        yield f"params.yaml: {key}", _at(params, key)
+        yield f"params.yaml: {key}", value_at(params, key)
     for path in map(filled, declared.get("deps", ())):
         yield path, _content(root / path) if path.startswith("src/") else _identity(root / path)
 
@@ -60,11 +59,6 @@ def _read(path: Path) -> Any:
     from ruamel.yaml import YAML
 
     return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-
-
-def _at(content: Any, key: str) -> Any:
-    """The value at a dotted key; None where there is none."""
-    return reduce(lambda part, name: part.get(name) if isinstance(part, Mapping) else None, key.split("."), content)
 
 
 def _content(path: Path) -> object:

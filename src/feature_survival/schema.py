@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
@@ -102,3 +103,15 @@ def set_key(content: Any, key: str, value: Any, where: str) -> None:
     if not isinstance(content, dict):
         raise InputError(f"{where}: {key!r}: {way[-1]!r} holds no further keys")
     content[last] = value
+
+
+def value_at(content: Any, key: str) -> Any:
+    """The value at a dotted key, None where there is none. A part may hold dots itself: `models.llama-3.2-1b`."""
+    for name in content if isinstance(content, Mapping) else ():
+        if key == str(name):
+            return content[name]
+        if key.startswith(f"{name}."):
+            found = value_at(content[name], key[len(str(name)) + 1 :])
+            if found is not None:
+                return found
+    return None

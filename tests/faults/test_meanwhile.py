@@ -19,18 +19,6 @@ from feature_survival.schema import InputError
 from .conftest import Tried
 
 
-def started(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        words,
-        cwd=folder,
-        env=pipeline.ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def until(true: Callable[[], object], seconds: float = 60) -> None:
     """Wait for something that another process does."""
     end = time.monotonic() + seconds
@@ -60,7 +48,7 @@ def test_an_edit_of_params_in_mid_run_is_named_and_nothing_is_recorded(
     stages = YAML(typ="safe").load(folder / "dvc.yaml")
     stages["stages"]["prune"]["cmd"] = "feature-survival prune ${item.model} && python wait.py"
     YAML().dump(stages, folder / "dvc.yaml")
-    with started(folder, "dvc", "repro", "prune@tiny") as running:
+    with pipeline.start(folder, "dvc", "repro", "prune@tiny") as running:
         until((folder / "began").exists)
         write_params(folder, {**pipeline.STUDY, "prune.calibration_windows": 4})
         (folder / "go").touch()
@@ -132,7 +120,7 @@ def test_a_second_run_in_one_checkout_is_refused_and_the_first_goes_on(tmp_path:
     pipeline.dvc(tmp_path, "init", "--quiet")
     slow = {"cmd": "touch began; while test ! -e go; do sleep .05; done; echo one > first", "outs": ["first"]}
     YAML().dump({"stages": {"slow": slow}}, tmp_path / "dvc.yaml")
-    with started(tmp_path, "dvc", "repro") as running:
+    with pipeline.start(tmp_path, "dvc", "repro") as running:
         until((tmp_path / "began").exists)
         second = pipeline.run(tmp_path, "dvc", "repro")
         (tmp_path / "go").touch()
@@ -154,7 +142,7 @@ for number in range(200):
 
 
 def test_a_stage_started_twice_at_once_leaves_one_result_whole(tmp_path: Path, tried: Tried) -> None:
-    writers = [started(tmp_path, "python", "-c", WRITER, name) for name in ("one", "two", "three")]
+    writers = [pipeline.start(tmp_path, "python", "-c", WRITER, name) for name in ("one", "two", "three")]
     for writer in writers:
         said, _ = writer.communicate(timeout=120)
         assert writer.returncode == 0, said
@@ -164,7 +152,7 @@ def test_a_stage_started_twice_at_once_leaves_one_result_whole(tmp_path: Path, t
 
 
 def test_what_another_process_is_writing_is_left_to_it(tmp_path: Path) -> None:
-    with started(tmp_path, "sleep", "60") as other:
+    with pipeline.start(tmp_path, "sleep", "60") as other:
         theirs = tmp_path / f".whole.partial-{other.pid}"
         theirs.mkdir()
         with atomic_directory(tmp_path / "whole"):

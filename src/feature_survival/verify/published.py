@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from feature_survival.environment import few
-from feature_survival.schema import InputError
+from feature_survival.schema import InputError, value_at
 
 RESULTS = ("results/", "paper_figures/")  # which git tracks: all of them must be there
 
@@ -104,20 +104,8 @@ def changed_inputs(root: Path, lock: dict[str, Entry], stages: list[str]) -> lis
             if known[path] and known[path] != then:
                 found.setdefault(f"{path} is another than then", []).append(stage)
         for key, value in lock[stage].params.items():
-            now = _at(settings, key)
+            now = value_at(settings, key)
             if now != value:
                 said = f" is {now}, was {value}" if len(f"{now}{value}") < 80 else " is another than then"
                 found.setdefault(f"params.yaml: {key}{said}", []).append(stage)
     return [f"{line} ({few(of)})" for line, of in found.items()]
-
-
-def _at(content: Any, key: str) -> Any:
-    """The value at a dotted key whose parts may hold dots themselves; None where there is none."""
-    for name in content if isinstance(content, dict) else ():
-        if key == str(name):
-            return content[name]
-        if key.startswith(f"{name}."):
-            found = _at(content[name], key[len(str(name)) + 1 :])
-            if found is not None:
-                return found
-    return None
