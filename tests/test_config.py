@@ -14,7 +14,7 @@ from feature_survival.compression.methods import check_fits
 from feature_survival.config import Seed, load
 from feature_survival.models import build, prunable_weights
 from feature_survival.recipes import METHOD_KEYS, Recipe
-from feature_survival.schema import InputError
+from feature_survival.schema import InputError, value_at
 
 PUBLISHED_PARAMETERS = {
     "gpt2": 124_439_808,
@@ -57,6 +57,14 @@ def test_a_model_of_paper_scale_is_pinned_budgeted_and_fits_every_condition(name
         check_fits(params.recipe(condition), weights, condition)
     wanted = params.metrics.perplexity
     assert (wanted.window, wanted.stride) == (1024, 512)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("models.llama-3.2-1b.sae.k", 5), ("models.llama-3", 1), ("models.llama-3.2-1b.width", None), ("gone", None)],
+)
+def test_a_value_is_found_at_its_key_whatever_dots_a_part_holds(key: str, value: int | None) -> None:
+    assert value_at({"models": {"llama-3": 1, "llama-3.2-1b": {"sae": {"k": 5}}}}, key) == value
 
 
 def test_params_cannot_be_changed_after_loading() -> None:
