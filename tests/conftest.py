@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -371,9 +372,23 @@ MINIATURE = {  # over section `quick` of params.yaml
 
 
 @pytest.fixture(scope="session")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with a whole miniature grid computed, by the entry that `make quick` uses. Change copies of it."""
-    folder = tmp_path_factory.mktemp("miniature") / "clone"
+def miniature(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A checkout with a whole miniature grid computed, by the entry that `make quick` uses. Change copies of it.
+
+    Where several processes run the suite the first that asks makes it for all.
+    """
+    if worker_id == "master":
+        return _miniature(tmp_path_factory.mktemp("miniature") / "clone")
+    shared = tmp_path_factory.getbasetemp().parent
+    with FileLock(shared / "miniature.lock"):
+        made = shared / "miniature.made"
+        if not made.exists():
+            _miniature(shared / "miniature")
+            made.touch()
+    return shared / "miniature"
+
+
+def _miniature(folder: Path) -> Path:
     overrides = [word for key, value in MINIATURE.items() for word in ("--set", f"{key}={value}")]
     command = [PROGRAMS / "feature-survival", "quick", folder, *overrides]
     done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})

@@ -47,19 +47,34 @@ def deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of malloc.h
+
+
 def keep_memory() -> None:
     """Have the C library keep up to 2 GB of freed memory for the next tensors, where it is glibc.
 
     By itself it returns every large tensor to the system and fetches, page by page, the next: a third of the CPU time
     of stages whose tensors are tens of megabytes. Numbers do not depend on it.
     """
+    _set_allocator({MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1})
+
+
+def return_memory() -> None:
+    """Have the C library return every tensor of half a megabyte and more as soon as it is freed, where it is glibc.
+
+    By itself it does so with ever larger ones only, and lays the rest in one heap: masks, which stay, between
+    temporaries, which go, with places between them that are too short for the next.
+    """
+    _set_allocator({MMAP_THRESHOLD: 2**23})
+
+
+def _set_allocator(options: dict[int, int]) -> None:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
         return
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    for option, value in options.items():
+        mallopt(option, value)
 
 
 @contextmanager
@@ -73,6 +88,8 @@ def computing(what: str, device: str, lower: str, keep: bool = True) -> Iterator
     deterministic()
     if keep:
         keep_memory()
+    else:
+        return_memory()
     use_device(device)
     try:
         yield

@@ -99,5 +99,6 @@ def tried() -> Iterator[Tried]:
     if FULL and _rows:
         lines = [f"| {fault} | {times} | {outcome} | 0 |" for fault, (times, outcome) in _rows.items()]
         head = ["# Faults tried by `make drill`, on the miniature study", ""]
+        head += ["A fault is counted once its test has found every result whole.", ""]
         columns = ["| fault | times | what came of it | results lost |", "| --- | ---: | --- | ---: |"]
         (HERE / "table.md").write_text("\n".join([*head, *columns, *lines]) + "\n")

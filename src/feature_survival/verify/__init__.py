@@ -38,7 +38,8 @@ def run(params: Params, root: Path, names: list[str], workers: int | None) -> in
         print(f"difference: {path}: not the bytes that dvc.lock names")
     can_gather = all((root / path).exists() for path in links)
     if wrong and (not can_gather or any(path.startswith("artifacts/") for path in wrong)):
-        print(f"not verified: {len(wrong)} published files were changed; dvc checkout --force brings them back")
+        were = "file was" if len(wrong) == 1 else "files were"
+        print(f"not verified: {len(wrong)} published {were} changed; dvc checkout --force brings them back")
         return 1
     if wrong:  # made again from the published artifacts, results say which number it is
         recompute.prepare(root, scratch, links)
@@ -54,7 +55,7 @@ def run(params: Params, root: Path, names: list[str], workers: int | None) -> in
         print(f"difference: {line}")
     if found or wrong:
         count = int(judged["real"].sum()) + sum(one.state == claims.DIFFERS for one in held) or len(wrong)
-        print(f"not verified: {count} differences; what was computed is in {scratch}")
+        print(f"not verified: {count} difference{'s' * (count > 1)}; what was computed is in {scratch}")
         return 1
     shutil.rmtree(scratch)
     print(page.summary(judged, held, _count(chosen, params)))
@@ -102,7 +103,7 @@ def _again(
     recompute.compute(scratch, chosen, workers, environment.read(there) if there.exists() else {})
     if not chosen.everything:
         _gather(scratch)
-    changed = recompute.changed_outputs(scratch, chosen, lock)
+    changed = recompute.changed_outputs(scratch, lock)
     for stage, outputs in changed.items():
         print(f"{stage:44} {'other bytes: ' + ', '.join(outputs) if outputs else 'the published bytes'}")
     return Again(set(changed), {stage for stage, outputs in changed.items() if outputs})

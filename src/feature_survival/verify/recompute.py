@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from feature_survival.artifacts import Cell, Place, base_folder, training_log
+from feature_survival.artifacts import Cell, Place, base_folder, timeline, training_log
 from feature_survival.config import Params
-from feature_survival.environment import Environment, address
+from feature_survival.environment import Environment, address, read
 from feature_survival.grid.worker import THREADS
 from feature_survival.quick import clone, perform
 from feature_survival.schema import InputError, unknown
@@ -116,11 +116,10 @@ def compute(scratch: Path, chosen: Chosen, workers: int | None, published: dict[
         print(f"{time.monotonic() - began:7.1f} s", flush=True)
 
 
-def changed_outputs(scratch: Path, chosen: Chosen, lock: dict[str, Entry]) -> dict[str, list[str]]:
-    """Each recomputed stage that dvc.lock knows, with those of its outputs that are not the published bytes."""
-    names = [name for name in lock if name.split("@")[0] in ("base", "prune", "cache", "sae", "metrics", "variants")]
-    if not chosen.everything:
-        names = [name for name in map(address, commands(chosen)) if name in lock]
+def changed_outputs(scratch: Path, lock: dict[str, Entry]) -> dict[str, list[str]]:
+    """Each stage that was run in the scratch clone, if dvc.lock knows it, with outputs that are not as published."""
+    computed = ("base", "prune", "cache", "sae", "metrics", "variants")
+    names = [name for name in read(timeline(scratch)) if name in lock and name.split("@")[0] in computed]
     return {
         name: [path for path, value in lock[name].outs.items() if digest(scratch / path) != value] for name in names
     }
