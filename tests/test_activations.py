@@ -93,7 +93,7 @@ def test_activations_beyond_half_precision_stop_the_stage_by_name(
     llama: PreTrainedModel, tokens: Tensor, tmp_path: Path
 ) -> None:
     llama.get_input_embeddings().weight.data.mul_(1e7)
-    with pytest.raises(InputError, match=r"stage cache: activations at resid_post\.1 are not finite"):
+    with pytest.raises(InputError, match=r"activations at resid_post\.1 are not finite"):
         write_shards(llama, SITE, tokens, 2, 4, tmp_path, "sae")
 
 

@@ -281,7 +281,8 @@ def test_an_sae_of_another_site_is_said_to_be_one(cli: Cli, bench: Bench, pruned
 @pytest.mark.parametrize(
     ("hook", "site"),
     [("blocks.20.hook_resid_post", "resid_post.20"), ("blocks.3.attn.hook_z", "attn_z.3"), ("mlp_out.2", "mlp_out.2"),
-     ("blocks.3.hook_resid_pre", "blocks.3.hook_resid_pre"), (None, None), ("something", None)],
+     ("blocks.3.hook_resid_pre", "resid_post.2"),
+     ("blocks.0.hook_resid_pre", "blocks.0.hook_resid_pre"), (None, None), ("something", None)],
 )  # fmt: skip
 def test_the_site_of_an_sae_is_read_in_either_spelling(hook: object, site: str | None) -> None:
     assert site_named(hook) == site

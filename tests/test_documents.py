@@ -24,37 +24,48 @@ from feature_survival.cli import app
 from feature_survival.verify.compare import MODELS, SEEDS
 from feature_survival.verify.tolerance import FACTORS
 
-# What needs more than a test machine has, or is run elsewhere: how a command starts -> what stands in for it.
+# What needs more than a test machine has: a pattern of commands -> the test that stands in for them.
 ELSEWHERE = {
-    "make test": "tests/test_documents.py",  # is what runs this
-    "make reproduce": "tests/test_documents.py",  # in a fresh clone
-    "dvc repro figures@cells": "tests/test_documents.py",  # with the example that makes the figure
-    "make figure FIG=cells": "tests/test_documents.py",
-    "make quick": "tests/conftest.py",  # `miniature` runs it, smaller still
-    "make recompute": "tests/test_grid.py",  # takes as long as `miniature` does
-    "make verify": "tests/test_end_to_end.py",
-    "feature-survival verify --spread": "tests/test_verify.py",
-    "dvc repro --force --single-item variants": "tests/test_variants.py",
-    "feature-survival plan --models gpt2,": "tests/test_plan.py",
-    "make lint": ".ci/run",
-    "make bench": "tests/test_benchmarks.py",  # ten minutes, and a library that is not in requirements.lock
-    "make gpu-check": "tests/test_gpu.py",
-    "pytest -m gpu": "tests/test_gpu.py",
-    "make saebench": "tests/test_saebench_agreement.py",  # the network
-    "make drill": "tests/faults/test_kill.py",  # fifteen minutes
-    "make pip-audit": "requirements.lock",  # an advisory service
-    "make docker-check": "tests/test_container.py",  # the network, for hadolint
-    "docker ": "tests/docker_check.py",  # an engine
-    "export AWS_ACCESS_KEY_ID": "tests/test_remotes.py",
-    "make grid SCHEDULER": "tests/test_grid.py",  # other machines
-    "dask worker": "tests/test_grid.py",
-    "CUDA_VISIBLE_DEVICES=0 dask worker": "tests/test_grid.py",
-    "pip install dask-jobqueue": "tests/test_grid.py",  # a Slurm cluster
-    "dvc exp run": "tests/test_hub_model.py",  # the hub
+    # What takes as long as the whole suite; MADE_BY says that make runs what these tests run.
+    r"make test": "test_documents.py::test_a_command_of_the_documents_ends_well",
+    r"make reproduce": "test_documents.py::test_a_fresh_clone_reproduces_from_the_store_and_computes_no_stage",
+    r"make quick": "test_end_to_end.py::test_the_grid_ends_in_tables_of_both_cells_and_a_figure",
+    r"make recompute.*": "test_grid.py::test_missing_outputs_are_computed_where_something_that_changed_needs_them",
+    r"make verify.*": "test_end_to_end.py::test_what_is_published_is_computed_again_byte_for_byte",
+    r"feature-survival verify --spread.*": "test_documents.py::test_the_spread_between_seeds_is_measured_at_a_place",
+    r"make drill": "faults/test_kill.py::test_a_run_killed_at_random_moments_ends_in_the_same_bytes",
+    r"make bench": "test_benchmarks.py::test_matching_and_causal_agree_with_their_peers",
+    # An example's own.
+    r"dvc repro figures@cells|make figure FIG=cells": "test_documents.py::test_the_example_adds_a_figure",
+    # A GPU, an engine, a cluster, other machines.
+    r"make gpu-check": "test_benchmarks.py::test_the_throughput_benchmark_prints_a_rate_of_every_stage",
+    r"pytest -m gpu": "test_gpu.py::test_transfer_is_measured_on_the_gpu_as_on_the_cpu",
+    r"docker .*|make docker-check": "test_container.py::test_the_files_as_they_are_pass_every_check_that_reads",
+    r"make grid SCHEDULER.*|.*dask worker .*|pip install dask-jobqueue": (
+        "test_grid.py::test_a_scheduler_s_workers_have_their_threads_and_stop_when_the_coordinator_is_gone"
+    ),
+    # The network.
+    r"make saebench.*": "test_saebench_agreement.py::test_over_the_same_tokens_every_core_metric_is_sae_benchs",
+    r"export AWS_ACCESS_KEY_ID.*": (
+        "test_remotes.py::test_what_was_pushed_is_pulled_into_a_fresh_clone_and_nothing_runs"
+    ),
+}
+ALONE = {"make lint", "make pip-audit"}  # .ci/run runs the first, before the tests; the other asks an advisory service
+# Targets of make whose own test runs the program: what `make -n` says that they run.
+MADE_BY = {
+    "make quick": "feature-survival quick",
+    "make recompute WORKERS=2": "feature-survival grid --workers 2 --force",
+    "make verify": "feature-survival verify",
+    "make verify CELLS=mini-llama3-wanda-50": "feature-survival verify mini-llama3-wanda-50",
+    "make drill": "FAULT_DRILL=1 python -m pytest tests/faults",
+    "make gpu-check": "python -m pytest -m gpu",
+    "make docker-check": "python tests/docker_check.py",
+    "make bench": "python benchmarks/bench.py",
 }
 # The default grid's names and those of the reader's own files, as the miniature grid has them.
 SMALLER = {
     r"mini-\w+?-(mlp_out|attention)\b": "nano-llama3-resid_post",
+    r"\[gpt2\]": "[nano-llama3]",
     r"\bmini-\w+": "nano-llama3",
     r"--base BASE --compressed COMPRESSED --sae SAE --site resid_post.6 --text FILE --out DIR": (
         "--base artifacts/nano-llama3/base --compressed artifacts/nano-llama3/base "
@@ -66,10 +77,10 @@ SMALLER = {
 
 
 def elsewhere(command: str) -> str | None:
-    return next((stands for start, stands in ELSEWHERE.items() if command.startswith(start)), None)
+    return next((stands_in for typed, stands_in in ELSEWHERE.items() if re.fullmatch(typed, command)), None)
 
 
-RUN = [command for command in commands() if not elsewhere(command)]
+RUN = [command for command in commands() if not elsewhere(command) and command not in ALONE]
 
 
 def environment_of(folder: Path) -> dict[str, str]:
@@ -124,10 +135,36 @@ def test_a_command_of_the_documents_ends_well(checkout: Path, command: str) -> N
         (checkout / ".dvc" / "config.local").unlink(missing_ok=True)  # a remote that was added
 
 
-def test_what_is_not_run_here_has_a_test_that_stands_in_for_it() -> None:
-    for start, stands_in in ELSEWHERE.items():
-        assert any(command.startswith(start) for command in commands()), f"no document says {start!r}"
-        assert (TOP / stands_in).exists()
+@pytest.mark.parametrize("typed", ELSEWHERE)
+def test_what_is_not_run_here_has_a_test_that_stands_in_for_it(typed: str) -> None:
+    assert any(re.fullmatch(typed, command) for command in commands()), f"no document says {typed!r}"
+    file, _, function = ELSEWHERE[typed].partition("::")
+    assert f"def {function}(" in (TOP / "tests" / file).read_text()
+
+
+@pytest.mark.parametrize("command", MADE_BY)
+def test_make_runs_what_stands_in_for_it(command: str) -> None:
+    assert command in commands()
+    said = subprocess.run(["bash", "-c", f"{command} --dry-run"], cwd=TOP, capture_output=True, text=True, check=True)
+    ran = re.sub(rf"{re.escape(str(TOP))}/\.venv/bin/|[\t ]+$", "", said.stdout, flags=re.MULTILINE)
+    assert MADE_BY[command] in [" ".join(line.split()) for line in ran.splitlines()], said.stdout
+
+
+def test_the_python_of_the_documents_compiles() -> None:
+    """The Slurm cluster's: what it imports is not in the lock."""
+    (script,) = [block.text for block in blocks("REPRODUCE.md") if block.language == "python"]
+    compile(script, "REPRODUCE.md", "exec")
+
+
+def test_the_spread_between_seeds_is_measured_at_a_place(copy: Path) -> None:
+    before = pd.read_csv(copy / "results" / "spread.csv")
+    shown = run("feature-survival verify --spread nano-llama3-resid_post", copy)
+    assert "results/spread.csv" in shown
+    after = pd.read_csv(copy / "results" / "spread.csv")
+    assert set(after["between"]) == {SEEDS, MODELS}
+    pairs = [table.set_index(["between", "table", "column", "question"])["spread"] for table in (before, after)]
+    at_place = pairs[1].loc[SEEDS, "variants_by_site", "fvu"]
+    assert (at_place > 0).all() and not at_place.equals(pairs[0].loc[SEEDS, "variants_by_site", "fvu"])
 
 
 def test_both_commands_of_the_readme_are_targets_of_make() -> None:

@@ -162,6 +162,17 @@ def test_a_shard_gone_from_the_cache_is_fetched_again(hub: Hub, tmp_path: Path) 
     load(folder, "auto")
 
 
+def test_a_shard_that_is_corrupt_in_the_cache_is_fetched_again_once_deleted(hub: Hub, tmp_path: Path) -> None:
+    folder = Path(fetch(hub, tmp_path).output)
+    shard = min(folder.glob("model-*.safetensors"))
+    truncate(shard.resolve())
+    with pytest.raises(InputError, match=f"^{shard.resolve()}: not a loadable checkpoint .*; delete this file and run"):
+        load(folder, "auto")
+    shard.resolve().unlink()
+    assert Path(fetch(hub, tmp_path).output) == folder
+    load(folder, "auto")
+
+
 def test_a_repository_of_pickles_only_is_refused(hub: Hub, tmp_path: Path) -> None:
     pickles = tmp_path / "pickles"
     pickles.mkdir()

@@ -283,6 +283,7 @@ def test_a_device_that_is_not_there_is_refused_and_the_cpu_taken_when_asked() ->
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
         (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
         (RuntimeError("shape mismatch"), False),
     ],
 )

@@ -218,6 +218,9 @@ def test_saes_of_another_kind_and_broken_files_are_refused(saved: Path, tmp_path
         write_json(tmp_path / "cfg.json", {**config, key: value})
         with pytest.raises(InputError, match=f"cfg.json: {key} is '{value}'; allowed"):
             Dictionary.read(tmp_path)
+    write_json(tmp_path / "cfg.json", [config])
+    with pytest.raises(InputError, match="cfg.json: a list; allowed: settings by name"):
+        Dictionary.read(tmp_path)
     write_json(tmp_path / "cfg.json", config)
     Dictionary.read(tmp_path)
     save_file({name: tensor for name, tensor in tensors.items() if name != "b_dec"}, weights_file)

@@ -43,7 +43,10 @@ def write_shards(
     for number, shard in enumerate(progress(shards, f"cache {split}", len(shards), "shard")):
         read = torch.cat([read_site(model, site, chunk)[:, 1:].to(half).flatten(0, 1) for chunk in shard.split(batch)])
         if not torch.isfinite(read).all():
-            raise InputError(f"stage cache: activations at {site} are not finite in half precision ({split} {number})")
+            raise InputError(
+                f"activations at {site} are not finite in half precision ({split} {number}); "
+                "bfloat16 holds larger ones: dtype of the model"
+            )
         save_file({"activations": read.cpu()}, folder / f"{split}-{number:05d}.safetensors")
 
 

@@ -52,9 +52,14 @@ class Site(NamedTuple):
 
 
 def site_named(hook: object) -> str | None:
-    """The site that an SAE's configuration names, ours or as TransformerLens writes it; None where it names none."""
+    """The site that an SAE's configuration names, ours or as TransformerLens writes it; None where it names none.
+
+    What goes into a block is what comes out of the one before it.
+    """
     text = str(hook)
     found = re.fullmatch(r"blocks\.(\d+)\.(?:attn\.)?(\w+)", text)
+    if found and found[2] == "hook_resid_pre" and int(found[1]) > 0:
+        return f"resid_post.{int(found[1]) - 1}"
     if found:
         return f"{_HOOKS[found[2]]}.{found[1]}" if found[2] in _HOOKS else text
     try:

@@ -114,12 +114,20 @@ def _located(source: Text) -> tuple[str, dict[str, Any]]:
     return (str(path.resolve()), {}) if path.is_dir() else (source.dataset, {"revision": source.revision})
 
 
+def shard_names(folder: Path) -> list[str]:
+    """Names of the files that a checkpoint's weights are in; InputError for an index that names none."""
+    index = folder / _INDEX
+    if not index.exists():
+        return ["model.safetensors"]
+    content = read_json(index)
+    if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
+        raise InputError(f"{index}: weight_map is missing; allowed: the file of each tensor, as save_pretrained has it")
+    return sorted(set(content["weight_map"].values()))
+
+
 def _lacking(folder: Path) -> str | None:
     """The first file that a checkpoint in the folder would need and has not."""
-    shards = ["model.safetensors"]
-    if (folder / _INDEX).exists():
-        shards = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
-    return next((name for name in ["config.json", *shards] if not (folder / name).exists()), None)
+    return next((name for name in ["config.json", *shard_names(folder)] if not (folder / name).exists()), None)
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> InputError:

@@ -76,7 +76,12 @@ def compute_device() -> torch.device:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the host, has no memory left."""
     said = str(error).lower()
-    texts = ("can't allocate memory", "cuda error: out of memory", "cublas_status_alloc_failed")
+    texts = (
+        "can't allocate memory",
+        "cannot allocate memory",
+        "cuda error: out of memory",
+        "cublas_status_alloc_failed",
+    )
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in said for text in texts)
 
 
@@ -155,8 +160,11 @@ def load(folder: Path, dtype: Dtype) -> PreTrainedModel:
     except (OSError, SafetensorError, RuntimeError, StrictDataclassError) as error:
         if is_out_of_memory(error):
             raise
-        broken = _broken_shard(folder)
-        raise InputError(f"{broken or folder}: not a loadable checkpoint ({str(error).splitlines()[0]})") from None
+        broken, again = _broken_shard(folder), ""
+        if broken and broken.is_symlink():  # into the hub's cache
+            broken, again = broken.resolve(), "; delete this file and run it again: it is fetched anew"
+        said = str(error).splitlines()[0]
+        raise InputError(f"{broken or folder}: not a loadable checkpoint ({said}){again}") from None
     absent = sorted(info["missing_keys"])
     if absent:
         raise InputError(f"{folder}: checkpoint lacks {len(absent)} tensors of {architecture}, first {absent[0]!r}")

@@ -37,6 +37,8 @@ class Dictionary(NamedTuple):
         InputError for another architecture, a broken file, or an SAE of other inputs than the site's `width`, if given.
         """
         config = read_json(folder / "cfg.json")
+        if not isinstance(config, dict):
+            raise InputError(f"{folder / 'cfg.json'}: a {type(config).__name__}; allowed: settings by name")
         for key, allowed in (("architecture", ("topk", "jumprelu", "standard")), ("normalize_activations", ("none",))):
             if config.get(key) not in allowed:
                 raise InputError(f"{folder / 'cfg.json'}: {key} is {config.get(key)!r}; allowed: {', '.join(allowed)}")

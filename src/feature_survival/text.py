@@ -63,7 +63,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"{path}: not a loadable tokenizer ({error}); run the base stage, or dvc pull") from None
+        raise InputError(
+            f"{path}: not a loadable tokenizer ({error}); if ours, run the base stage or dvc pull"
+        ) from None
     bos = read_json(folder / "config.json").get("bos_token_id")
     if not isinstance(bos, int):
         raise InputError(f"{folder / 'config.json'}: bos_token_id is {bos!r}; allowed: the number of a token")

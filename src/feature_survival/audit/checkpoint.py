@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from feature_survival.artifacts import read_json
 from feature_survival.catalogue import Dtype
-from feature_survival.hub import fetch_model
+from feature_survival.hub import fetch_model, shard_names
 from feature_survival.models import (
     COMMIT,
     architecture_of,
@@ -46,10 +46,8 @@ def locate(option: str, name: str) -> Path:
 
 def shapes(folder: Path) -> dict[str, Shape]:
     """Shape of every tensor of a checkpoint, from its files' headers; InputError for a file missing or broken."""
-    index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
     found: dict[str, Shape] = {}
-    for name in names:
+    for name in shard_names(folder):
         try:
             with safe_open(folder / name, framework="pt") as file:
                 found |= {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.offset_keys()}
