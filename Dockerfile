@@ -41,6 +41,7 @@ RUN git init --quiet \
 ENV HOME=/home/reader USER=reader
 ENV HF_HOME=${HOME}/.cache/huggingface
 USER 1000:1000
-ENTRYPOINT ["sh", "-c", "[ -w . ] || { echo \"error: $PWD is not writable for uid $(id -u): docker run --user $(stat -c %u:%g .)\" >&2; exit 2; }; exec \"$@\"", "study"]
+# The corpus is made before the first command of DVC, which can name it but not make it.
+ENTRYPOINT ["sh", "-c", "[ -w . ] || { echo \"error: $PWD is not writable for uid $(id -u): docker run --user $(stat -c %u:%g .)\" >&2; exit 2; }; [ \"$1\" != dvc ] || [ ! -e data.dvc ] || [ -e data ] || feature-survival data >&2 || exit; exec \"$@\"", "study"]
 # As `make reproduce`.
 CMD ["sh", "-c", "feature-survival check && feature-survival data && { feature-survival pull || true; } && feature-survival grid --allow-missing && feature-survival verdicts"]

@@ -241,6 +241,8 @@ def replay(root: Path, folder: Path) -> Iterator[str]:
         elif name == "RUN" and not value.startswith(("apt-get", "python3 ")):  # of the last, only what needs no root
             steps.append(value if "make " in value else "git init")
     steps += ["python -m pip check", "feature-survival --help", "feature-survival check", "dvc stage list --name-only"]
+    for entry in values(root, "ENTRYPOINT"):  # the corpus is there for DVC, though nobody made it
+        steps.append(shlex.join([*json.loads(entry), "dvc", "repro", "data.dvc"]))
     for step in steps:
         if isinstance(step, Copy):
             place(root, step, sent, workspace)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import audit_models
 import numpy as np
@@ -23,16 +25,22 @@ from feature_survival import audit
 from feature_survival.audit import checkpoint, run
 from feature_survival.audit import text as audit_text
 from feature_survival.audit.checkpoint import check_alike, load_dense, outline, shapes
+from feature_survival.audit.features import Ranked, describe
+from feature_survival.audit.page import render
 from feature_survival.audit.request import Request
+from feature_survival.audit.training import Trained, survival
 from feature_survival.audit.training import settings as training_settings
 from feature_survival.audit.verdict import judge
+from feature_survival.audit.weights import compare
 from feature_survival.catalogue import Site, site_named
+from feature_survival.config import Seed
 from feature_survival.config import load as load_params
 from feature_survival.contexts import pieces
 from feature_survival.forward import read_site
 from feature_survival.models import blocks, prunable_weights, site_width
 from feature_survival.sae import Dictionary
 from feature_survival.schema import InputError
+from feature_survival.text import read_vocabulary
 from feature_survival.thresholds import DAMAGED, KEPT
 
 Cli = Callable[..., Ended]
@@ -491,6 +499,19 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+def test_what_no_text_can_mend_is_refused_before_anything_is_measured(
+    bench: Bench, pruned: Path, tmp_path: Path
+) -> None:
+    vocabulary = read_vocabulary(bench.base)
+    with pytest.raises(InputError, match=r"--window: 4096 asked, --tokens is 2,000: not one window; lower --window"):
+        audit_text.read(request(bench, pruned, tmp_path, window=4096, tokens=2000), vocabulary, tmp_path)
+    with pytest.raises(InputError, match=r"--k: 400 asked, the SAE has 256 features \(--expansion x 32\)"):
+        run(request(bench, pruned, tmp_path / "out", train_sae=True, k=400))
+    silent: Any = SimpleNamespace(dense=SimpleNamespace(firing_rate=torch.zeros(8)))
+    with pytest.raises(InputError, match=r"no feature of the base's SAE init0-data0 fires on 10 of the 2,000 tokens"):
+        survival(Trained({}, {}, {Seed(0, 0): silent}, cast(Any, None)), 2000)
+
+
 @pytest.mark.parametrize(("changes", "message"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(
     cli: Cli, bench: Bench, pruned: Path, tmp_path: Path, changes: dict[str, Any], message: str
@@ -545,14 +566,21 @@ def test_memory_that_runs_out_is_told_in_one_line_with_what_to_lower(
 
     monkeypatch.setattr(audit, "load", full)
     ended = cli(tmp_path, *bench.options(pruned, tmp_path / "out"))
+    told = "audit, loading both models: out of memory on cpu; take --dtype bfloat16, or --device cpu"
+    assert ended.code == 2 and ended.err == f"error: {told}\n"
+    monkeypatch.undo()
+    monkeypatch.setattr(audit, "language", full)
+    ended = cli(tmp_path, *bench.options(pruned, tmp_path / "out"))
     assert ended.code == 2 and ended.err == "error: audit: out of memory on cpu; lower --batch (16)\n"
     assert not (tmp_path / "out").exists()
 
 
 def test_what_a_kill_left_is_cleared_away(cli: Cli, bench: Bench, pruned: Path, tmp_path: Path) -> None:
-    (tmp_path / "out" / ".audit-killed" / "base").mkdir(parents=True)
+    for owner in (2**22 + 1, os.getppid()):  # more than there can be; another that still runs
+        (tmp_path / "out" / f".audit-{owner}-folder" / "base").mkdir(parents=True)
     audited(cli, bench, pruned, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit.html", "audit.json"]
+    left = [f".audit-{os.getppid()}-folder", "audit.html", "audit.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == left
 
 
 def test_a_tokenizer_of_another_model_is_refused(cli: Cli, bench: Bench, pruned: Path, tmp_path: Path) -> None:
@@ -607,6 +635,7 @@ def planted_report(report: dict[str, Any], fvu: tuple[float, float], kept: float
     found = json.loads(json.dumps(report))
     found["sae"]["on"]["base"]["fvu"], found["sae"]["on"]["compressed"]["fvu"] = fvu
     found["sae"]["fixed"]["viable"] = fvu[1] <= 1.25 * fvu[0]
+    found["sae"]["fixed"]["fvu_ratio"] = fvu[1] / fvu[0] if fvu[0] else None
     found["sae"]["fixed"]["kept"]["share"] = kept
     return found
 
@@ -616,6 +645,7 @@ def test_the_verdict_follows_its_thresholds(report: dict[str, Any]) -> None:
         ((0.10, 0.125), 0.95, "works", "The SAE still works on this model"),
         ((0.10, 0.125), 0.70, "differs", "but 30% of its features fire differently"),
         ((0.10, 0.13), 0.95, "fails", "it leaves 1.3 times as much unexplained"),
+        ((0.00, 0.13), 0.95, "fails", "it leaves 13.0%, where it left nothing, unexplained"),
         ((0.60, 0.61), 0.95, "unfit", "not even the base model"),
     ):
         verdict = judge(planted_report(report, fvu, kept))
@@ -623,3 +653,34 @@ def test_the_verdict_follows_its_thresholds(report: dict[str, Any]) -> None:
         assert words in verdict["headline"]
         assert any("1.25" in reason for reason in verdict["reasons"])
     assert any("leaves 60% of the variance" in caveat for caveat in verdict["caveats"])
+
+
+@pytest.mark.parametrize("fvu", [(0.1, 0.2), (0.0, 0.2), (0.0, 0.0)])
+def test_a_page_is_written_whatever_is_unexplained_and_though_no_feature_fires_often(
+    report: dict[str, Any], fvu: tuple[float, float]
+) -> None:
+    none = torch.tensor([], dtype=torch.long)
+    found = planted_report(report, fvu, 0.95)
+    found["features"] = describe(Ranked(none, none, 0), *[None] * 2, [None] * 2, *[None] * 2)
+    assert found["features"] == {"hit_hardest": [], "kept_best": [], "candidates": 0, "fewest_firings": 30}
+    assert judge(found)["headline"] in render(found | {"verdict": judge(found)})
+
+
+def test_an_sae_of_a_centred_model_is_said_to_be_one(cli: Cli, bench: Bench, pruned: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bench.sae, tmp_path / "sae")
+    config = json.loads((folder / "cfg.json").read_text())
+    config["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    found = audited(cli, bench, pruned, tmp_path / "out", "--sae", str(folder))
+    assert any("writing weights had been centred" in caveat for caveat in found["verdict"]["caveats"])
+
+
+def test_half_precision_changes_no_weight_and_a_head_that_was_untied_is_a_change() -> None:
+    base, stored = tiny("LlamaForCausalLM"), tiny("LlamaForCausalLM").bfloat16().float()
+    found = compare(base, stored)
+    assert found["changed"] == 0 and not any(of["changed"] for of in found["others"])
+    assert [of["name"] for of in found["others"]] == ["embeddings", "norms and biases"]
+    stored.lm_head.weight = torch.nn.Parameter(stored.lm_head.weight + 1)
+    assert [of["name"] for of in compare(base, stored)["others"] if of["changed"]] == ["head"]
+    stored.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    assert compare(base, stored)["changed"] * found["prunable"] == pytest.approx(1)

@@ -136,6 +136,20 @@ def test_the_entrypoint_runs_the_words_it_is_given(tmp_path):
     assert (ended.returncode, ended.stdout) == (3, "two words\n")
 
 
+@pytest.mark.parametrize(("has_data", "ran"), [(False, "data\nrepro\n"), (True, "repro\n")])
+def test_dvc_finds_the_corpus_made_in_a_fresh_checkout(tmp_path, monkeypatch, has_data, ran):
+    for name in ("feature-survival", "dvc"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/ran\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout" / "data.dvc").touch()
+    if has_data:
+        (tmp_path / "checkout" / "data").mkdir()
+    assert entered(tmp_path / "checkout", "dvc", "repro").returncode == 0
+    assert (tmp_path / "ran").read_text() == ran
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else")
 def test_a_checkout_of_another_user_is_one_line_that_says_what_to_add(tmp_path):
     place = Path("/var/empty") if Path("/var/empty").is_dir() else Path("/usr")

@@ -219,7 +219,7 @@ def test_saes_of_another_kind_and_broken_files_are_refused(saved: Path, tmp_path
         with pytest.raises(InputError, match=f"cfg.json: {key} is '{value}'; allowed"):
             Dictionary.read(tmp_path)
     write_json(tmp_path / "cfg.json", [config])
-    with pytest.raises(InputError, match="cfg.json: a list; allowed: settings by name"):
+    with pytest.raises(InputError, match=r"cfg\.json: a list; allowed: settings by name"):
         Dictionary.read(tmp_path)
     write_json(tmp_path / "cfg.json", config)
     Dictionary.read(tmp_path)

@@ -45,6 +45,7 @@ ORDER = [
     "tables",
     "claims",
     "stages",
+    "launch",
     "plan",
     "audit",
     "report",
@@ -55,7 +56,6 @@ ORDER = [
     "grid",
     "quick",
     "verify",
-    "launch",
     "cli",
 ]
 # What numbers do not depend on but by what a stage's parameters or its base say.

@@ -84,11 +84,12 @@ def _leftovers(folder: Path, pattern: str) -> Iterator[Path]:
     """What processes that are gone left behind; what one that still runs is writing is left to it."""
     for path in folder.glob(pattern):
         process = re.search(r"partial-(?:old-)?(\d+)", path.name)
-        if process and not _runs(int(process.group(1))):
+        if process and not is_running(int(process.group(1))):
             yield path
 
 
-def _runs(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether another process has this number."""
     if process == os.getpid():
         return False  # its number, taken again
     try:

@@ -79,12 +79,23 @@ def _set_allocator(options: dict[int, int]) -> None:
 
 
 @contextmanager
-def computing(what: str, device: str, lower: str, keep: bool = True) -> Iterator[None]:
-    """Around all that computes: the same bytes every time, freed memory kept where it is to be, the device chosen.
+def enough_memory(what: str, remedy: str) -> Iterator[None]:
+    """InputError where memory runs out in the block, in one line that says what to do about it."""
+    from feature_survival.models import compute_device, is_out_of_memory
 
-    InputError where memory runs out, in one line that says what to `lower`.
-    """
-    from feature_survival.models import compute_device, is_out_of_memory, use_device
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"{what}: out of memory on {compute_device()}; {remedy}") from None
+
+
+@contextmanager
+def computing(what: str, device: str, remedy: str, keep: bool = True) -> Iterator[None]:
+    """Around all that computes: the same bytes every time, freed memory kept where it is to be, the device chosen, and
+    `enough_memory`."""
+    from feature_survival.models import use_device
 
     deterministic()
     if keep:
@@ -92,12 +103,8 @@ def computing(what: str, device: str, lower: str, keep: bool = True) -> Iterator
     else:
         return_memory()
     use_device(device)
-    try:
+    with enough_memory(what, remedy):
         yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(f"{what}: out of memory on {compute_device()}; lower {lower}") from None
 
 
 def run_stage(stage: str, model: str, params: Params, *where: object) -> None:
@@ -106,5 +113,5 @@ def run_stage(stage: str, model: str, params: Params, *where: object) -> None:
         run = import_module(f"feature_survival.stages.{stage}").run
     place = f" (models.{model}.budget)" if params.model(model).budget else ""
     keep = stage != "prune"  # where tensors as large as weights come and go, what is kept would be as much again
-    with computing(f"stage {stage}", params.device, f"{LOWER[stage]}{place}", keep):
+    with computing(f"stage {stage}", params.device, f"lower {LOWER[stage]}{place}", keep):
         run(params, *where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import feature_survival
 from feature_survival.activations import Shards, measure_normalization, write_shards
 from feature_survival.artifacts import atomic_directory, atomic_file, read_json, write_json
+from feature_survival.atomic import is_running
 from feature_survival.audit.checkpoint import check_alike, load_dense, locate, outline
 from feature_survival.audit.features import describe, rank
 from feature_survival.audit.measure import fixed_dictionary, language
@@ -25,6 +27,7 @@ from feature_survival.audit.verdict import FEW, POOR, judge
 from feature_survival.audit.weights import compare
 from feature_survival.catalogue import Site, site_named
 from feature_survival.hub import fetch_sae
+from feature_survival.launch import enough_memory
 from feature_survival.metrics import RETRAINED
 from feature_survival.metrics.quality import measure_quality
 from feature_survival.metrics.reconstruction import measure_reconstruction
@@ -55,6 +58,7 @@ class Inputs(NamedTuple):
     words: dict[str, Words]  # by split
     sae: Dictionary | None
     sae_site: str | None  # where the SAE says that it reads
+    sae_centred: bool  # whether it says that its model's writing weights had been centred
 
 
 class Result(NamedTuple):
@@ -90,8 +94,10 @@ def _scratch(out: Path) -> Iterator[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for leftover in out.glob(f"{SCRATCH}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        folder = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=out)
+            owner = leftover.name.split("-")[1]
+            if owner.isdigit() and not is_running(int(owner)):
+                shutil.rmtree(leftover, ignore_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-", dir=out)
     except OSError as error:
         raise InputError(f"--out: {out}: not a folder that can be written ({error.strerror})") from None
     try:
@@ -113,18 +119,21 @@ def _gather(request: Request, scratch: Path) -> Inputs:
     longest = getattr(model.config, "max_position_embeddings", None)
     if isinstance(longest, int) and request.window > longest:
         raise InputError(f"--window: {request.window} asked, the model has {longest} positions")
-    sae = sae_site = None
+    if request.train_sae and request.k > (features := request.expansion * width):
+        raise InputError(f"--k: {request.k} asked, the SAE has {features} features (--expansion x {width})")
+    sae: Dictionary | None = None
+    metadata: dict[str, Any] = {}
     if request.sae is not None:
         folder = _sae_folder(request.sae, scratch)
         sae = Dictionary.read(folder, width)
         metadata = read_json(folder / "cfg.json").get("metadata") or {}
-        sae_site = site_named(metadata.get("hook_name"))
     vocabulary = read_vocabulary(base)
     words = read(request, vocabulary, scratch)
     highest, room = max(int(of.tokens.max()) for of in words.values()), model.get_input_embeddings().num_embeddings
     if highest >= room:
         raise InputError(f"--base: {base}: its tokenizer gives token {highest}, its model has {room}")
-    return Inputs(base, compressed, vocabulary, site, words, sae, sae_site)
+    centred = bool((metadata.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"))
+    return Inputs(base, compressed, vocabulary, site, words, sae, site_named(metadata.get("hook_name")), centred)
 
 
 def _sae_folder(name: str, scratch: Path) -> Path:
@@ -140,9 +149,10 @@ def _sae_folder(name: str, scratch: Path) -> Path:
 
 def _audit(request: Request, inputs: Inputs, scratch: Path) -> dict[str, Any]:
     """Everything that is measured, as plain data."""
-    base = load(inputs.base, request.dtype)
-    dtype: Any = str(base.dtype).removeprefix("torch.")
-    models = {BASE: base, COMPRESSED: load_dense(inputs.compressed, dtype)}
+    with enough_memory("audit, loading both models", "take --dtype bfloat16, or --device cpu"):
+        base = load(inputs.base, request.dtype)
+        dtype: Any = str(base.dtype).removeprefix("torch.")
+        models = {BASE: base, COMPRESSED: load_dense(inputs.compressed, dtype)}
     tokens = inputs.words["evaluation"].tokens
     report: dict[str, Any] = {
         "settings": {**request.model_dump(mode="json"), "dtype": dtype, "device": str(base.device)},
@@ -163,7 +173,8 @@ def _audit(request: Request, inputs: Inputs, scratch: Path) -> dict[str, Any]:
         _cache(model, inputs, request.batch, scratch / name)
     trained = None
     if request.train_sae:
-        trained = train(request, scratch / BASE, scratch / COMPRESSED, scratch / SAES)
+        with enough_memory("audit, training SAEs", f"lower --expansion ({request.expansion})"):
+            trained = train(request, scratch / BASE, scratch / COMPRESSED, scratch / SAES)
         report["training"] = {**trained.cfg.model_dump(), "tokens": inputs.words["sae"].predicted}
         report["survival"] = survival(trained, inputs.words["evaluation"].predicted)
     report |= _on_sae(request, inputs, models, trained, scratch)
@@ -195,7 +206,8 @@ def _on_sae(
         assert trained is not None
         sae, transfer = trained.base[first], trained.transfers[first]
     else:
-        transfer = measure_transfer(sae, *(of.batches(ROWS) for of in shards.values()))
+        with enough_memory("audit, encoding", f"take an SAE of fewer features than {len(sae.b_enc):,}"):
+            transfer = measure_transfer(sae, *(of.batches(ROWS) for of in shards.values()))
     saes = {BASE: {BASE: sae}, COMPRESSED: {COMPRESSED: sae}}
     found = {BASE: transfer.dense, COMPRESSED: transfer.compressed}
     if trained is not None:
@@ -210,6 +222,7 @@ def _on_sae(
         "sae": {
             "source": request.sae if inputs.sae is not None else "trained on the base",
             "site": inputs.sae_site,
+            "centred": inputs.sae_centred,
             "on": on,
             "splice_tokens": len(tokens[:SPLICES]) * (tokens.shape[1] - 1),
             "fixed": fixed_dictionary(transfer, rows),

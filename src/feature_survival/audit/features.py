@@ -43,7 +43,7 @@ def describe(
     """Both lists with numbers and contexts. shards: activations of base and compressed on `tokens` [windows, position]
     without position 0."""
     chosen = torch.cat([ranked.hardest, ranked.best])
-    found = [excerpts(sae, chosen, shards, by, tokens, tokenizer) for by in range(len(shards))]
+    found = [excerpts(sae, chosen, shards, by, tokens, tokenizer) for by in range(len(shards) * (len(chosen) > 0))]
     rows = [_describe(int(number), transfer, [of[place] for of in found]) for place, number in enumerate(chosen)]
     split = len(ranked.hardest)
     return {

@@ -60,8 +60,10 @@ def _cut(
     path = scratch / f"{split}.jsonl"
     write_documents(path, texts)
     lines = [f"{text}\n" for text in texts.values()]  # as `windows` joins them
+    if budget < (body := request.window - 1):
+        option = "--sae-tokens" if split == "sae" else "--tokens"
+        raise InputError(f"--window: {request.window} asked, {option} is {budget:,}: not one window; lower --window")
     found = sum(map(len, vocabulary.tokenizer.encode_batch_fast(lines, add_special_tokens=False)))
-    body = request.window - 1
     count = min(found, budget) // body
     if found < NEEDED[split] or count == 0:
         purpose = "to train SAEs" if split == "sae" else "to measure"

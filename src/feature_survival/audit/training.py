@@ -46,12 +46,9 @@ class Trained(NamedTuple):
 def settings(request: Request, rows: int, width: int) -> Sae:
     """How SAEs are trained on `rows` activations: section `sae` of params.yaml, scaled to the SAE and the text.
 
-    The learning rate falls with the square root of the number of features (Gao et al., arXiv 2406.04093, section 3.2);
-    InputError for more active features than there are.
+    The learning rate falls with the square root of the number of features (Gao et al., arXiv 2406.04093, section 3.2).
     """
     features = request.expansion * width
-    if request.k > features:
-        raise InputError(f"--k: {request.k} asked, the SAE has {features} features (--expansion x {width})")
     batch = min(MOST_BATCH, 2 ** int(math.log2(rows / STEPS)))
     steps = rows // batch
     return Sae(
@@ -93,9 +90,15 @@ def survival(trained: Trained, rows: int) -> list[dict[str, Any]]:
     """Which share of the base's alive features is found again in SAEs of the compressed model, and in the controls.
 
     rows: activations that the SAEs were measured on. Each row has one estimate a tau, with its 95% interval over
-    SAEs x features.
+    SAEs x features. InputError where an SAE has no alive feature.
     """
     lives = {seed: alive(of.dense.firing_rate, rows) for seed, of in trained.transfers.items()}
+    for seed, lived in lives.items():
+        if not lived.any():
+            raise InputError(
+                f"--train-sae: no feature of the base's SAE {seed.name} fires on 10 of the {rows:,} tokens; "
+                "give more text, or another --learning-rate"
+            )
     found = [*_between(trained.base, trained.compressed, lives, is_control=False)]
     found += _between(trained.base, trained.base, lives, is_control=True)
     found.sort(key=lambda row: PAIRINGS.index(row["pairing"]))  # a ceiling below its pairing

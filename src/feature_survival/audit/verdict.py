@@ -44,8 +44,9 @@ def _on_sae(sae: dict[str, Any]) -> tuple[str, str]:
     if sae["on"]["base"]["fvu"] > POOR:
         return UNFIT, "This SAE describes not even the base model on this text: it cannot tell"
     if not sae["fixed"]["viable"]:
-        times = sae["on"]["compressed"]["fvu"] / sae["on"]["base"]["fvu"]
-        return FAILS, f"The SAE does not carry over to this model: it leaves {times:.3g} times as much unexplained"
+        times, left = sae["fixed"]["fvu_ratio"], sae["on"]["compressed"]["fvu"]
+        much = f"{left:.1%}, where it left nothing," if times is None else f"{times:.3g} times as much"
+        return FAILS, f"The SAE does not carry over to this model: it leaves {much} unexplained"
     if differ > FEW:
         return DIFFERS, f"The SAE still reconstructs this model, but {differ:.0%} of its features fire differently"
     return WORKS, "The SAE still works on this model"
@@ -103,6 +104,11 @@ def _caveats(report: dict[str, Any]) -> list[str]:
         )
     if sae["site"] and sae["site"] != report["settings"]["site"]:
         found.append(f"The SAE says that it reads {sae['site']}; it was measured at {report['settings']['site']}.")
+    if sae["centred"]:
+        found.append(
+            "The SAE was trained on a model whose writing weights had been centred, as TransformerLens does; here both "
+            "models are as they are, and it leaves more unexplained of either."
+        )
     silent = sae["fixed"]["features"] - sae["fixed"]["alive"]
     if silent:
         found.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feature_survival.models import prunable_weights
 from feature_survival.progress import progress
@@ -35,7 +35,7 @@ def compare(base: PreTrainedModel, compressed: PreTrainedModel) -> dict[str, Any
     zeros = was_zero = changed = 0
     for name, old in progress(before.items(), "weights", len(before), "tensor"):
         new = after[name].to(old.device)
-        counts = [int(of.sum()) for of in (new == 0, old == 0, new != old)]
+        counts = [int(of.sum()) for of in (new == 0, old == 0, _differs(old, new))]
         zeros, was_zero, changed = zeros + counts[0], was_zero + counts[1], changed + counts[2]
         block, _, path = name.partition(".")
         tensors.append(
@@ -58,16 +58,32 @@ def compare(base: PreTrainedModel, compressed: PreTrainedModel) -> dict[str, Any
     }
 
 
+def _differs(old: Tensor, new: Tensor) -> Tensor:
+    """Where weights are others; those of the base that were stored in half precision since are not."""
+    found = new != old
+    for half in (torch.float16, torch.bfloat16):
+        found &= new != old.to(half).to(old.dtype)
+    return found
+
+
 def _others(base: PreTrainedModel, compressed: PreTrainedModel) -> list[dict[str, Any]]:
-    """Embeddings, head, and all the rest that is not prunable: how many tensors there are, how many changed."""
+    """Embeddings, head, and all the rest that is not prunable: how many tensors there are, how many changed.
+
+    A head that both models tie to the embeddings is none of its own.
+    """
     embeddings = {id(module.weight) for module in base.modules() if isinstance(module, nn.Embedding)}
-    head = id(base.get_output_embeddings().weight)
+    head = base.get_output_embeddings()
+    heads = {f"{name}.weight" for name, module in base.named_modules() if module is head}
     pruned = {weight.data_ptr() for weight in prunable_weights(base).values()}
+    seen: set[tuple[int, int]] = set()  # where a tensor lies in the base and in the compressed model
     after = dict(compressed.named_parameters(remove_duplicate=False))
     groups: dict[str, list[bool]] = {"embeddings": [], "head": [], "norms and biases": []}
-    for name, old in base.named_parameters():
-        if old.data_ptr() in pruned:
+    for name, old in base.named_parameters(remove_duplicate=False):
+        new = after.get(name)
+        place = old.data_ptr(), 0 if new is None else new.data_ptr()
+        if place[0] in pruned or place in seen:
             continue
-        kind = "embeddings" if id(old) in embeddings else "head" if id(old) == head else "norms and biases"
-        groups[kind].append(name not in after or not torch.equal(old, after[name].to(old.device)))
+        seen.add(place)
+        kind = "head" if name in heads else "embeddings" if id(old) in embeddings else "norms and biases"
+        groups[kind].append(new is None or bool(_differs(old, new.to(old.device)).any()))
     return [{"name": name, "tensors": len(of), "changed": sum(of)} for name, of in groups.items() if of]

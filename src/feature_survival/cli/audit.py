@@ -54,7 +54,7 @@ def audit(
     from feature_survival.schema import validate
 
     request = validate(options, "audit", Request)
-    with computing("audit", request.device, f"--batch ({request.batch})"):
+    with computing("audit", request.device, f"lower --batch ({request.batch})"):
         found = run(request)
     verdict = found.report["verdict"]
     typer.echo("\n".join([verdict["headline"], *verdict["reasons"], "", *map(str, found[1:])]))
