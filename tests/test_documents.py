@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from test_structure import ORDER
 from typer.main import get_command
 
+import feature_survival
 from feature_survival.cli import app
 from feature_survival.verify.compare import MODELS, SEEDS
 from feature_survival.verify.tolerance import FACTORS
@@ -243,6 +244,13 @@ def test_the_example_adds_a_figure(copy: Path) -> None:
         drawn.unlink(missing_ok=True)
         run(command, copy)
         assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_version_and_date_of_the_release_are_everywhere_the_same() -> None:
+    citation = YAML(typ="safe").load(TOP / "CITATION.cff")
+    newest = re.search(r"^## (\S+) - (\S+)$", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and newest.groups() == (feature_survival.__version__, str(citation["date-released"]))
+    assert citation["version"] == feature_survival.__version__
 
 
 def test_contributing_has_a_paragraph_on_every_module_in_import_order() -> None:

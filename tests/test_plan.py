@@ -260,6 +260,18 @@ def test_the_tables_are_legible_at_100_columns_and_json_says_the_same(cli: Cli) 
     assert said["too_large"]
 
 
+def test_the_table_of_the_paper_scale_is_what_the_plan_says(params: Params) -> None:
+    (section,) = re.findall(r"^\| model \| GPU memory.*?\n\n", (TOP / "REPRODUCE.md").read_text(), re.M | re.S)
+    stated = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.strip().splitlines()[2:]]
+    assert [row[0] for row in stated] == ["gpt2", "gemma-3-1b", "llama-3.2-1b", "gemma-2-2b"]
+    totals = [row for row in estimate(params, [row[0] for row in stated], "h100", 2.5) if row.stage == TOTAL]
+    for row, (_, *numbers) in zip(totals, stated, strict=True):
+        planned = [row.device_memory / 2**30, row.host_memory / 2**30, row.kept / 1e9, row.seconds / 3600, row.cost]
+        assert [float(number) for number in numbers] == [
+            round(value or 0, digits) for value, digits in zip(planned, (1, 1, 0, 1, 2), strict=True)
+        ]
+
+
 def test_a_stage_holds_as_much_memory_as_planned(tmp_path: Path) -> None:
     """Four blocks of 16.8M parameters and their embedding, in a process of its own; 300M: `benchmarks/memory.py`."""
     spec = importlib.util.spec_from_file_location("memory_benchmark", TOP / "benchmarks" / "memory.py")
