@@ -87,4 +87,4 @@ def test_an_object_damaged_in_the_store_is_refused_and_its_artifact_named(
     assert "artifacts/tiny/base" in ended.stderr or what == "list"
     if program == "feature-survival":
         assert ended.stderr.startswith("error: remote 'bundled': ") and ended.stderr.count("\n") == 1, ended.stderr
-    tried("a flipped bit in the store", 1, "refused by the pull, which names the artifact")
+    tried(f"a flipped bit in the store, in a {what}", 1, "refused by the pull" + ", by name" * (what == "file"))

@@ -24,19 +24,19 @@ FAR = {
 }
 
 
-def locales() -> list[str]:
-    """Those here that write numbers or letters in another way."""
-    listed = subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout.split()
-    return [name for name in listed if name.lower().startswith(("tr_tr.utf", "de_de.utf"))]
-
-
-@pytest.mark.parametrize("locale", ["C", *(locales() if FULL else [])])
+@pytest.mark.parametrize("locale", ["C", *(["de_DE", "tr_TR"] if FULL else [])])
 def test_clock_and_locale_leave_every_byte_as_it_was(finished: Path, tmp_path: Path, tried: Tried, locale: str) -> None:
-    """The clock is decades ahead and runs backwards; Python is told not to repair the C locale."""
+    """The clock is decades ahead and runs backwards; Python is told not to repair the C locale. German writes 1,5,
+    Turkish has another capital i."""
+    if locale != "C":
+        made = subprocess.run(["localedef", "-i", locale, "-f", "UTF-8", str(tmp_path / locale)], capture_output=True)
+        if made.returncode:
+            pytest.skip(f"no definition of {locale} on this machine")
     folder = Path(shutil.copytree(finished, tmp_path / "project"))
-    for ended in stages(folder, "clock", COMMANDS if FULL else SOME, **{**FAR, "LC_ALL": locale}):
+    far = {**FAR, "LC_ALL": locale, "LOCPATH": str(tmp_path)}
+    for ended in stages(folder, "clock", COMMANDS if FULL else SOME, **far):
         assert ended["code"] == 0 and ended["untouched"], ended
-    tried("clock decades ahead and running backwards, locale, time zone", 1, "same bytes")
+    tried(f"clock decades ahead and running backwards, time zone, locale {locale}", 1, "same bytes")
 
 
 def test_times_of_files_in_the_past_and_the_future_make_nothing_stale(
