@@ -52,6 +52,12 @@ CHANGES: dict[str, Any] = {
     "variants.sites": ["resid_post"],
     "variants.further_conditions": [],
     "variants.compressors": [],
+    "variants.levels": [0.5],
+    "variants.redundancy": {"narrow": {"expansion": 1}},
+    "variants.sae_windows": 64,
+    "variants.evaluation_windows": 32,
+    "variants.splice_windows": 16,
+    "variants.probe_windows": 32,
 }
 
 RUNS = [  # condition, prune.hidden_states, stage
@@ -61,7 +67,9 @@ RUNS = [  # condition, prune.hidden_states, stage
     ("wanda-50", "device", "cache"),
     ("wanda-50", "device", "sae"),
     ("wanda-50", "device", "metrics"),
+    ("wanda-50", "device", "variants"),
 ]
+WHERE = {"prune": [[]], "variants": [["resid_post"]]}  # a stage is run at; others in both cells
 
 
 def model_of(layers: int, dtype: str) -> dict[str, Any]:
@@ -193,7 +201,7 @@ def main() -> None:
                     f", hidden states: {hidden_states}" if stage == "prune" else ""
                 )
                 if row not in record:
-                    cells = [[]] if stage == "prune" else [["dense"], [condition]]
+                    cells = WHERE.get(stage, [["dense"], [condition]])
                     record[row] = max(measure(project, stage, MODEL, *cell) for cell in cells)
                     if arguments.record:
                         arguments.record.write_text(json.dumps(record, indent=2) + "\n")

@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from feature_survival.catalogue import Site
 from feature_survival.config import Params, load
 from feature_survival.forward import read_site
+from feature_survival.metrics.disentanglement import prepare_interchange
 from feature_survival.metrics.language import measure_splices
 from feature_survival.plan import TOTAL, Row, estimate, warnings
 from feature_survival.plan.devices import DEVICES, Work
-from feature_survival.plan.memory import RUNTIME, peak
+from feature_survival.plan.memory import PAIRS, RUNTIME, peak
 from feature_survival.plan.report import duration
 from feature_survival.plan.shape import Shape, encoded
 from feature_survival.plan.work import STAGES, Plan, condition_bytes, form_bytes, sae_bytes, splices
@@ -270,6 +272,10 @@ def test_the_table_of_the_paper_scale_is_what_the_plan_says(params: Params) -> N
         assert [float(number) for number in numbers] == [
             round(value or 0, digits) for value, digits in zip(planned, (1, 1, 0, 1, 2), strict=True)
         ]
+
+
+def test_as_many_pairs_are_planned_as_are_drawn() -> None:
+    assert signature(prepare_interchange).parameters["pairs"].default == PAIRS
 
 
 def test_a_stage_holds_as_much_memory_as_planned(tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def run_stage(stage: str, model: str, params: Params, *where: object) -> None:
     with uncollected():
         run = import_module(f"feature_survival.stages.{stage}").run
     place = f" (models.{model}.budget)" if params.model(model).budget else ""
-    keep = stage != "prune"  # where tensors as large as weights come and go, what is kept would be as much again
+    keep = stage not in (
+        "prune",
+        "variants",
+    )  # where tensors as large as weights come and go, what is kept would be as much again
     with computing(f"stage {stage}", params.device, f"lower {LOWER[stage]}{place}", keep):
         run(params, *where)

@@ -25,6 +25,7 @@ TABLES = 0.11e9  # pandas, scipy and pyarrow, where metrics are measured
 TRAINED_ALONE = 0.38e9  # Python, torch and what our trainer loads: no model, no transformers
 LIBRARIES = (TRAINED_ALONE, RUNTIME + TRAINING + TABLES)  # the fewest and the most of a stage
 NORMALIZED = 65536  # activations that are normalised at a time
+PAIRS = 256  # of tokens whose activations are exchanged, in either half: `disentanglement.prepare_interchange`
 # Bytes a logit while a splice is measured: log-probabilities without it, their exponentials, log-probabilities of the
 # last splice, logits, and the log-probabilities that become of them.
 SPLICED = 5 * FLOAT
@@ -279,8 +280,14 @@ def _variants(plan: Plan) -> Iterator[Moment]:
         codes = _codes(rows, width, features)
         yield Moment("encoding", held + codes, mapped, "", codes)
         yield from _splicing(plan, held, mapped)
-        probed = study.probe_windows * (params.window - 1) * (features * 2 + width * 4) * FLOAT
-        yield Moment("what latents mean", held + probed, mapped, "variants.probe_windows")
+        probed, paired = study.probe_windows * (params.window - 1), PAIRS * (params.window - 1)
+        cache = paired * plan.shape.cached
+        # Three sites read, in batches and joined; the passes up to either half's pairs, in one batch, and their caches.
+        inside = probed * 6 * width * FLOAT + plan.shape.activations(paired, params.window)
+        yield Moment("pairs of tokens", held + 2 * cache + inside, mapped, "window")
+        # A pass that goes on from a cache writes it anew, with the token that it adds.
+        meaning = probed * (features * 2 + width * 4) * FLOAT + 3 * cache
+        yield Moment("what latents mean", held + meaning, mapped, "variants.probe_windows")
 
 
 _MOMENTS: dict[str, Callable[[Plan], Iterator[Moment]]] = {

@@ -75,6 +75,12 @@ class Shape(NamedTuple):
         """Width of the MLP."""
         return max(max(shape) for shape in self.block.values())
 
+    @property
+    def cached(self) -> int:
+        """Bytes of a token's keys and values in all blocks; without a map of keys alone, heads are all there are."""
+        keys = next((rows for name, (rows, _) in self.block.items() if name.endswith("k_proj")), self.attended)
+        return self.blocks * 2 * keys * self.item
+
     def site_width(self, site: Site) -> int:
         """Width of the activations read at a site."""
         return self.attended if site.point == "attn_z" else self.width
