@@ -59,7 +59,7 @@ quick: env ## a first look in minutes: a nano model through the same stages, in 
 
 # Tests of a file share what is costly to make, so that a file is one worker's.
 test: env ## the test suite on up to four cores, a whole miniature grid included
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: env ## every stage beside its peers and its bound, side by side; writes benchmarks/results.md (under 10 minutes)
 	@test -e .llmcompressor/.complete || { $(PYTHON) -m venv .llmcompressor && .llmcompressor/bin/python -m pip install \
