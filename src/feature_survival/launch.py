@@ -25,6 +25,10 @@ LOWER = {
 }
 
 
+# Where tensors as large as weights, or caches of many windows, come and go: what is kept would be as much again.
+RETURNING = ("prune", "variants")
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Around imports and short work: what they make stays, and a seventh of their time went to searching it."""
@@ -112,9 +116,6 @@ def run_stage(stage: str, model: str, params: Params, *where: object) -> None:
     with uncollected():
         run = import_module(f"feature_survival.stages.{stage}").run
     place = f" (models.{model}.budget)" if params.model(model).budget else ""
-    keep = stage not in (
-        "prune",
-        "variants",
-    )  # where tensors as large as weights come and go, what is kept would be as much again
+    keep = stage not in RETURNING
     with computing(f"stage {stage}", params.device, f"lower {LOWER[stage]}{place}", keep):
         run(params, *where)
