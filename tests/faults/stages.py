@@ -41,6 +41,18 @@ def files(places: list[Path]) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for top in places for file in sorted(top.rglob("*")) if file.is_file()}
 
 
+def stamps(places: list[Path]) -> dict[Path, int]:
+    """When each file below some folders was written."""
+    return {file: file.stat().st_mtime_ns for top in places for file in top.rglob("*") if file.is_file()}
+
+
+def written(words: list[str], places: list[Path]) -> list[int]:
+    """The sizes of the files that a subcommand writes: others may lie beside them."""
+    before = stamps(places)
+    run(words)
+    return [file.stat().st_size for file, at in stamps(places).items() if before.get(file) != at]
+
+
 def run(words: list[str]) -> tuple[int, str]:
     """One subcommand: its exit code and standard error, that of libraries included."""
     reading, writing = os.pipe()
@@ -109,26 +121,23 @@ def drill(command: str, fault: str) -> dict[str, object]:
     """A stage with a fault, and then without."""
     words = command.split()
     places = [Path(place.format(*words[1:])) for place in OUTPUTS[words[0]]]
-    before = files(places)
     if fault == "none":
         code, said = run(words)
         return {"command": command, "code": code, "said": said}
-    sizes = [len(content) for content in before.values()]
-    if fault == "full" and words[0] in FILES:
-        sizes = []
+    sizes = [] if fault == "clock" or (fault == "full" and words[0] in FILES) else written(words, places)
+    before = files(places)
     with globals()[fault](sizes):
         code, said = run(words)
     after = files(places)
     left = [str(path) for path in Path().rglob(".*.partial-*")]
     again, _ = run(words) if fault in ("full", "limit") else (0, "")
-    same = words[0] == "data" or files(places) == before  # the miniature's text is not the corpus
     return {
         "command": command,
         "code": code,
         "said": said,
         "untouched": after == before,
         "left": left,
-        "again": again == 0 and same,
+        "again": again == 0 and files(places) == before,
     }
 
 
