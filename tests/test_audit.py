@@ -66,7 +66,7 @@ def request(bench: Bench, compressed: Path, out: Path, **changes: Any) -> Reques
     """Without the command line, whose defaults are these but for what makes it quick."""
     options = {"base": str(bench.base), "compressed": str(compressed), "sae": None, "train_sae": False,
                "site": f"resid_post.{SITE}", "text": bench.text, "out": out, "device": "auto", "dtype": "auto",
-               "window": WINDOW, "tokens": 100_000, "sae_tokens": 2_000_000, "batch": 16, "expansion": 8, "k": 32,
+               "window": WINDOW, "tokens": 100_000, "sae_tokens": 2_000_000, "batch": 16, "expansion": 8, "k": None,
                "learning_rate": None}  # fmt: skip
     return Request(**{**options, **changes})
 
@@ -280,6 +280,16 @@ def test_a_trained_sae_is_audited_again_by_its_folder(
     assert not any("The SAE says" in caveat for caveat in report["verdict"]["caveats"])
 
 
+def test_saes_trained_beside_one_that_is_given_keep_as_many_features_active(
+    bench: Bench, pruned: Path, trained: Path, tmp_path: Path
+) -> None:
+    given = str(trained / "saes" / "base" / "init0-data0")
+    asked = request(bench, pruned, tmp_path / "out", sae=given, train_sae=True, expansion=2, sae_tokens=10_000)
+    report = run(asked).report
+    assert report["training"]["k"] == 4
+    assert report["sae"]["on"]["retrained"]["l0"] <= 4
+
+
 def test_an_sae_of_another_site_is_said_to_be_one(cli: Cli, bench: Bench, pruned: Path, tmp_path: Path) -> None:
     elsewhere = planted_sae(tmp_path / "sae", 32, hook="blocks.0.hook_mlp_out")
     report = audited(cli, bench, pruned, tmp_path / "out", "--sae", str(elsewhere))
@@ -325,8 +335,8 @@ def test_pieces_of_a_text_join_to_it_even_where_characters_are_split(tokenizer: 
 def test_training_at_the_scale_of_the_studies_is_set_as_theirs(
     tmp_path: Path, write_params: Callable[..., Path]
 ) -> None:
-    asked = request(Bench(*[tmp_path] * 4), tmp_path, tmp_path, k=16)
-    mini, theirs = training_settings(asked, 487_680, 128), load_params(write_params(tmp_path, {})).sae
+    asked = request(Bench(*[tmp_path] * 4), tmp_path, tmp_path)
+    mini, theirs = training_settings(asked, 16, 487_680, 128), load_params(write_params(tmp_path, {})).sae
     assert mini.batch_tokens == theirs.batch_tokens
     assert mini.learning_rate == pytest.approx(theirs.learning_rate, rel=0.05)
     assert (mini.warmup_steps, mini.dead_after_steps) == pytest.approx(

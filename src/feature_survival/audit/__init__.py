@@ -20,7 +20,7 @@ from feature_survival.audit.checkpoint import check_alike, load_dense, locate, o
 from feature_survival.audit.features import describe, rank
 from feature_survival.audit.measure import fixed_dictionary, language
 from feature_survival.audit.page import render
-from feature_survival.audit.request import Request
+from feature_survival.audit.request import K, Request
 from feature_survival.audit.text import Words, read
 from feature_survival.audit.training import BASE, BASE_SEEDS, COMPRESSED, Trained, survival, train
 from feature_survival.audit.verdict import FEW, POOR, judge
@@ -59,6 +59,7 @@ class Inputs(NamedTuple):
     sae: Dictionary | None
     sae_site: str | None  # where the SAE says that it reads
     sae_centred: bool  # whether it says that its model's writing weights had been centred
+    k: int  # of the SAEs trained
 
 
 class Result(NamedTuple):
@@ -119,21 +120,22 @@ def _gather(request: Request, scratch: Path) -> Inputs:
     longest = getattr(model.config, "max_position_embeddings", None)
     if isinstance(longest, int) and request.window > longest:
         raise InputError(f"--window: {request.window} asked, the model has {longest} positions")
-    if request.train_sae and request.k > (features := request.expansion * width):
-        raise InputError(f"--k: {request.k} asked, the SAE has {features} features (--expansion x {width})")
     sae: Dictionary | None = None
     metadata: dict[str, Any] = {}
     if request.sae is not None:
         folder = _sae_folder(request.sae, scratch)
         sae = Dictionary.read(folder, width)
         metadata = read_json(folder / "cfg.json").get("metadata") or {}
+    k = request.k or (sae and sae.k) or K  # that of the SAE given, so that retraining is all that differs
+    if request.train_sae and k > (features := request.expansion * width):
+        raise InputError(f"--k: {k} asked, the SAE has {features} features (--expansion x {width})")
     vocabulary = read_vocabulary(base)
     words = read(request, vocabulary, scratch)
     highest, room = max(int(of.tokens.max()) for of in words.values()), model.get_input_embeddings().num_embeddings
     if highest >= room:
         raise InputError(f"--base: {base}: its tokenizer gives token {highest}, its model has {room}")
     centred = bool((metadata.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"))
-    return Inputs(base, compressed, vocabulary, site, words, sae, site_named(metadata.get("hook_name")), centred)
+    return Inputs(base, compressed, vocabulary, site, words, sae, site_named(metadata.get("hook_name")), centred, k)
 
 
 def _sae_folder(name: str, scratch: Path) -> Path:
@@ -174,7 +176,7 @@ def _audit(request: Request, inputs: Inputs, scratch: Path) -> dict[str, Any]:
     trained = None
     if request.train_sae:
         with enough_memory("audit, training SAEs", f"lower --expansion ({request.expansion})"):
-            trained = train(request, scratch / BASE, scratch / COMPRESSED, scratch / SAES)
+            trained = train(request, inputs.k, scratch / BASE, scratch / COMPRESSED, scratch / SAES)
         report["training"] = {**trained.cfg.model_dump(), "tokens": inputs.words["sae"].predicted}
         report["survival"] = survival(trained, inputs.words["evaluation"].predicted)
     report |= _on_sae(request, inputs, models, trained, scratch)

@@ -17,6 +17,7 @@ def _is_site(text: str) -> str:
 
 
 NEEDED = {"evaluation": 2_000, "sae": 10_000}  # tokens; fewer say little
+K = 32  # active features a token of SAEs trained
 
 
 class Request(Section):
@@ -36,5 +37,5 @@ class Request(Section):
     sae_tokens: Annotated[int, Field(ge=NEEDED["sae"])]  # the most that SAEs are trained on
     batch: PositiveInt  # windows through a model at a time
     expansion: PositiveInt  # of the SAEs trained
-    k: PositiveInt
+    k: PositiveInt | None  # None: as many as the SAE given keeps active, else K
     learning_rate: PositiveFloat | None  # None: by the SAE's width, see `training.settings`

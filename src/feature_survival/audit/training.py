@@ -43,8 +43,8 @@ class Trained(NamedTuple):
     cfg: Sae
 
 
-def settings(request: Request, rows: int, width: int) -> Sae:
-    """How SAEs are trained on `rows` activations: section `sae` of params.yaml, scaled to the SAE and the text.
+def settings(request: Request, k: int, rows: int, width: int) -> Sae:
+    """How SAEs of k are trained on `rows` activations: section `sae` of params.yaml, scaled to the SAE and the text.
 
     The learning rate falls with the square root of the number of features (Gao et al., arXiv 2406.04093, section 3.2).
     """
@@ -54,7 +54,7 @@ def settings(request: Request, rows: int, width: int) -> Sae:
     return Sae(
         trainer="sparse",
         expansion=request.expansion,
-        k=request.k,
+        k=k,
         epochs=1,
         batch_tokens=batch,
         learning_rate=request.learning_rate or 5e-4 * math.sqrt(2**14 / features),
@@ -64,11 +64,11 @@ def settings(request: Request, rows: int, width: int) -> Sae:
     )
 
 
-def train(request: Request, base: Path, compressed: Path, out: Path) -> Trained:
-    """Train on two folders of shards, normalised as the base's are; SAEs go to `out`/base and `out`/compressed."""
+def train(request: Request, k: int, base: Path, compressed: Path, out: Path) -> Trained:
+    """Train SAEs of k on two folders of shards, normalised as the base's are, into `out`/base and `out`/compressed."""
     source = {BASE: Shards(base, "sae"), COMPRESSED: Shards(compressed, "sae")}
     normalization = measure_normalization(source[BASE])
-    cfg = settings(request, len(source[BASE]), source[BASE].width)
+    cfg = settings(request, k, len(source[BASE]), source[BASE].width)
     saes: dict[str, dict[Seed, Dictionary]] = {}
     for model, seeds in ((BASE, BASE_SEEDS), (COMPRESSED, COMPRESSED_SEEDS)):
         metadata: dict[str, object] = {

@@ -44,7 +44,10 @@ def audit(
         str, typer.Option(help="in which both models run: auto (the base checkpoint's own), float32, bfloat16, float16")
     ] = "auto",
     expansion: Annotated[int, typer.Option(help="of trained SAEs: features, in multiples of the site's width")] = 8,
-    k: Annotated[int, typer.Option(help="of trained SAEs: active features a token")] = 32,
+    k: Annotated[
+        int | None,
+        typer.Option(help="of trained SAEs: active features a token; by itself that of --sae, or 32"),
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="of trained SAEs; by itself from their width")] = None,
 ) -> None:
     """Audit a user's own compressed model; without a grid, without params.yaml."""
