@@ -25,8 +25,9 @@ LOWER = {
 }
 
 
-# Where tensors as large as weights, or caches of many windows, come and go: what is kept would be as much again.
-RETURNING = ("prune", "variants")
+# Where tensors as large as weights, or caches of many windows, come and go: kept, they would be as much again. They are
+# returned from so many bytes on: smaller ones do not show in the peak, and the system clears every page that it gives.
+RETURNED = {"prune": 2**23, "variants": 2**25}
 
 
 @contextmanager
@@ -63,14 +64,13 @@ def keep_memory() -> None:
     _set_allocator({MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1})
 
 
-def return_memory() -> None:
-    """Have the C library return every tensor of 8 MiB and more as soon as it is freed, where it is glibc.
+def return_memory(size: int) -> None:
+    """Have the C library return every tensor of so many bytes and more as soon as it is freed, where it is glibc.
 
     By itself it raises that bound to 32 MiB by and by, and lays the rest in one heap: masks, which stay, between
-    temporaries, which go, with places between them that are too short for the next. Half a megabyte would do too, and
-    take a third more time.
+    temporaries, which go, with places between them that are too short for the next.
     """
-    _set_allocator({MMAP_THRESHOLD: 2**23})
+    _set_allocator({MMAP_THRESHOLD: size})
 
 
 def _set_allocator(options: dict[int, int]) -> None:
@@ -96,16 +96,16 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def computing(what: str, device: str, remedy: str, keep: bool = True) -> Iterator[None]:
-    """Around all that computes: the same bytes every time, freed memory kept where it is to be, the device chosen, and
-    `enough_memory`."""
+def computing(what: str, device: str, remedy: str, returned: int | None = None) -> Iterator[None]:
+    """Around all that computes: the same bytes every time, freed memory kept or, from so many bytes on, returned, the
+    device chosen, and `enough_memory`."""
     from feature_survival.models import use_device
 
     deterministic()
-    if keep:
+    if returned is None:
         keep_memory()
     else:
-        return_memory()
+        return_memory(returned)
     use_device(device)
     with enough_memory(what, remedy):
         yield
@@ -116,6 +116,5 @@ def run_stage(stage: str, model: str, params: Params, *where: object) -> None:
     with uncollected():
         run = import_module(f"feature_survival.stages.{stage}").run
     place = f" (models.{model}.budget)" if params.model(model).budget else ""
-    keep = stage not in RETURNING
-    with computing(f"stage {stage}", params.device, f"lower {LOWER[stage]}{place}", keep):
+    with computing(f"stage {stage}", params.device, f"lower {LOWER[stage]}{place}", RETURNED.get(stage)):
         run(params, *where)
